@@ -1,0 +1,217 @@
+"""What to prune, how, how much and on which data.
+
+A recipe is one pydantic class: HTTP validates it, the database stores it, the engine runs it, the client types it and
+OpenAPI publishes it. Unknown fields are refused everywhere, so a misspelt parameter is an error and not a default.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# A hub repository's name: no '--' and no '..', neither '-' nor '.' at an end (huggingface_hub's own rule).
+RepositoryName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([.\-]?[A-Za-z0-9_])*$", max_length=96)]
+
+
+class Model(_Part):
+    """The model to prune: a folder under the models root (`local`) or a repository of the hub (`hub`)."""
+
+    source: Literal["local", "hub"]
+    id: Annotated[
+        str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)*$")
+    ] = Field(description="A folder below the models root, or `owner/name` on the hub.", examples=["smollm2-135m"])
+    revision: Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w.\-/]+$")] | None = Field(
+        default=None, description="Hub only: a branch, tag or commit. Resolved to a commit when the job is accepted."
+    )
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> Self:
+        if self.source == "local" and self.revision is not None:
+            raise PydanticCustomError("model_revision", "a local model has no revision; leave it out")
+        return self
+
+
+class Magnitude(_Part):
+    """Remove the weights that are smallest in absolute value."""
+
+    name: Literal["magnitude"]
+    comparison: Literal["row", "layer"] = Field(
+        default="layer", description="Which weights compete: those of one output row, or those of the whole linear."
+    )
+
+
+class Wanda(_Part):
+    """Remove the weights with the smallest |weight| x input norm (arXiv 2306.11695)."""
+
+    name: Literal["wanda"]
+    comparison: Literal["row", "layer"] = Field(
+        default="row", description="Which weights compete: those of one output row (the paper's), or the whole linear's."
+    )
+
+
+class SparseGPT(_Part):
+    """Remove weights by the optimal brain surgeon's saliency and update those that stay (arXiv 2301.00774)."""
+
+    name: Literal["sparsegpt"]
+    damping: float = Field(
+        default=0.01, gt=0, le=1, description="Added to the Gram's diagonal, as a fraction of its mean (the paper's 0.01)."
+    )
+    block_size: int = Field(
+        default=128, ge=1, le=4096, description="Columns that choose their mask together (the paper's 128)."
+    )
+
+
+Method = Annotated[Magnitude | Wanda | SparseGPT, Field(discriminator="name")]
+
+_N_OF_M = re.compile(r"(\d{1,2}):(\d{1,2})")
+MAX_GROUP = 32
+
+
+class UniformAllocation(_Part):
+    """The same sparsity in every pruned linear."""
+
+    name: Literal["uniform"] = "uniform"
+
+
+class Sparsity(_Part):
+    """How much to remove, and in which pattern."""
+
+    pattern: str = Field(
+        default="unstructured",
+        description="`unstructured`, or `N:M`: of every M consecutive inputs of a row the mask keeps N (1 <= N < M <= 32).",
+        examples=["unstructured", "2:4"],
+    )
+    target: float = Field(
+        default_factory=lambda: None,
+        validate_default=True,
+        gt=0,
+        lt=1,
+        description="Fraction of zeros over the pruned linears. An N:M pattern implies it: 1 - N/M.",
+        examples=[0.5],
+    )
+    allocation: UniformAllocation = UniformAllocation()
+
+    @field_validator("pattern")
+    @classmethod
+    def _known_pattern(cls, pattern: str) -> str:
+        if pattern == "unstructured":
+            return pattern
+        match = _N_OF_M.fullmatch(pattern)
+        if match is None:
+            raise PydanticCustomError("pattern", "the pattern is 'unstructured' or 'N:M', such as '2:4'")
+        kept, group = int(match[1]), int(match[2])
+        if not 1 <= kept < group <= MAX_GROUP:
+            raise PydanticCustomError(
+                "pattern",
+                "'{pattern}' is no pattern: in N:M, 1 <= N < M <= {limit}",
+                {"limit": MAX_GROUP, "pattern": pattern},
+            )
+        return f"{kept}:{group}"
+
+    @field_validator("target", mode="before")
+    @classmethod
+    def _filled_from_pattern(cls, target: object, info: ValidationInfo) -> object:
+        if "pattern" not in info.data:  # the pattern is wrong already: one complaint is enough
+            return target or 0.5
+        group = _group_of(info.data["pattern"])
+        if target is None and group is None:
+            raise PydanticCustomError("target_missing", "an unstructured pattern needs a target between 0 and 1")
+        return 1 - group[0] / group[1] if target is None and group else target
+
+    @field_validator("target")
+    @classmethod
+    def _agrees_with_pattern(cls, target: float, info: ValidationInfo) -> float:
+        group = _group_of(info.data.get("pattern", "unstructured"))
+        if group and abs(target - (1 - group[0] / group[1])) > 1e-6:
+            raise PydanticCustomError(
+                "target_conflict",
+                "the pattern {pattern} implies a target of {implied}; leave the target out or give that",
+                {"pattern": info.data["pattern"], "implied": f"{1 - group[0] / group[1]:g}"},
+            )
+        return target
+
+    @property
+    def group(self) -> tuple[int, int] | None:
+        """(N, M) of an N:M pattern, None for an unstructured one."""
+        return _group_of(self.pattern)
+
+
+def _group_of(pattern: str) -> tuple[int, int] | None:
+    match = _N_OF_M.fullmatch(pattern)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+Dataset = Literal["wikitext2-sample", "sotu-sample", "wikitext2", "c4"]
+
+
+class Calibration(_Part):
+    """The token set that a method observes the model on: packed sequences without padding, drawn with a seed."""
+
+    dataset: Dataset = "wikitext2-sample"
+    samples: int = Field(default=128, ge=1, le=4096, description="Number of sequences.")
+    sequence_length: int = Field(default=2048, ge=8, le=32768, description="Tokens in a sequence.")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
+
+
+class Perplexity(_Part):
+    """exp of the mean negative log-likelihood per token, over consecutive windows that do not overlap."""
+
+    dataset: Dataset = "wikitext2-sample"
+    sequence_length: int = Field(default=2048, ge=8, le=32768, description="Tokens in a window.")
+    max_windows: int | None = Field(default=None, ge=1, le=100_000, description="Stop after so many windows.")
+
+
+class Evaluation(_Part):
+    """What to measure before and after."""
+
+    perplexity: Perplexity | None = None
+
+
+class Output(_Part):
+    """What to write, and under which name."""
+
+    name: RepositoryName | None = Field(
+        default=None, description="Repository name below the tenant's. By default made from model, method and sparsity."
+    )
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    formats: Annotated[list[Literal["safetensors"]], Field(min_length=1, max_length=1)] = ["safetensors"]
+
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class PruneRecipe(_Part):
+    """Prune a model: the body of `POST /v1/jobs` with `kind` `prune`."""
+
+    kind: Literal["prune"]
+    schema_version: Literal[1] = 1
+    model: Model
+    method: Method
+    sparsity: Sparsity
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    output: Output = Output()
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+
+    @property
+    def name(self) -> str:
+        """The output's repository name, below the tenant's."""
+        return self.output.name or default_name(self)
+
+
+def default_name(recipe: PruneRecipe) -> str:
+    """`smollm2-135m-wanda-50` or `smollm2-135m-wanda-2-4`: model, method, and percent or pattern."""
+    group = recipe.sparsity.group
+    amount = f"{group[0]}-{group[1]}" if group else f"{100 * recipe.sparsity.target:.4g}".replace(".", "_")
+    tail = f"-{recipe.method.name}-{amount}"
+    base = re.sub(r"[.\-]{2,}", "-", recipe.model.id.rsplit("/", 1)[-1])
+    return base[: 96 - len(tail)].rstrip("-.") + tail
