@@ -1,0 +1,102 @@
+"""A job, its events, its doorbell and the record of the request that made it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, ForeignKey, Index, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.jobs.states import Status
+from app.kit.db import Base
+
+_STATUSES = ", ".join(f"'{status}'" for status in Status)
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(f"status IN ({_STATUSES})", name="status"),
+        Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
+        Index("ix_jobs_status_queue_priority_created_at", "status", "queue", "priority", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    kind: Mapped[str] = mapped_column(String(20))
+    status: Mapped[str] = mapped_column(String(12))
+    stage: Mapped[str | None] = mapped_column(String(20))
+    recipe: Mapped[dict[str, Any]]
+    """As accepted: defaults filled, revision resolved."""
+    model: Mapped[str] = mapped_column(String(200))
+    method: Mapped[str] = mapped_column(String(64))
+    repository: Mapped[str] = mapped_column(String(200))
+    labels: Mapped[dict[str, Any]]
+    """The recipe's `metadata`, apart so that lists can filter by it."""
+    queue: Mapped[str] = mapped_column(String(40), default="default")
+    priority: Mapped[int] = mapped_column(default=0)
+    retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The fencing token: raised by each claim, and named by every write of a worker."""
+    barren_attempts: Mapped[int] = mapped_column(default=0)
+    """Attempts in a row that were lost without finishing a new block."""
+    blocks_done: Mapped[int] = mapped_column(default=0)
+    """The most blocks that any attempt has finished."""
+    worker: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None]
+    progress: Mapped[dict[str, Any] | None]
+    event_seq: Mapped[int] = mapped_column(default=0)
+    """The newest event's number; raised under this row's lock."""
+
+    metrics: Mapped[dict[str, Any] | None]
+    report: Mapped[dict[str, Any] | None] = mapped_column(deferred=True)
+    error: Mapped[dict[str, Any] | None]
+    """A problem document."""
+
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Event(Base):
+    """What happened to a job; only ever added to. `seq` counts from 1 within a job, without gaps."""
+
+    __tablename__ = "events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(String(40), unique=True)
+    type: Mapped[str] = mapped_column(String(20))
+    level: Mapped[str] = mapped_column(String(10))
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+
+
+class OutboxMessage(Base):
+    """A doorbell to ring: written with the job, rung after the commit, rung again by the relay until `sent_at` is set."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    queue: Mapped[str] = mapped_column(String(40))
+    created_at: Mapped[datetime]
+    sent_at: Mapped[datetime | None] = mapped_column(index=True)
+
+
+class IdempotencyRecord(Base):
+    """The first answer to a request with an `Idempotency-Key`, kept for a day."""
+
+    __tablename__ = "idempotency_records"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_digest: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[dict[str, Any]]
+    expires_at: Mapped[datetime] = mapped_column(index=True)

@@ -1,0 +1,108 @@
+"""Every setting of the service, read from the environment: `SECATEUR_<AREA>_<NAME>`, one group an area.
+
+With nothing set, all state lives in one folder (`SECATEUR_STATE`, `.secateur` by default): SQLite, local artifacts, caches.
+`SECATEUR_DATABASE_URL`, `SECATEUR_BROKER_URL` and `SECATEUR_STORE_URL` move parts of it to PostgreSQL, Valkey and S3.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(_Group):
+    url: str = Field(default="", description="SQLAlchemy URL; SQLite in the state folder by default.")
+    pool_size: int = Field(default=10, ge=1)
+
+
+class BrokerSettings(_Group):
+    url: str = Field(default="redis://127.0.0.1:6379/0", description="Celery broker: redis:// or rediss://.")
+
+
+class StoreSettings(_Group):
+    url: str = Field(default="", description="`file:///folder` or `s3://bucket/prefix`; the state folder by default.")
+    endpoint: str | None = Field(default=None, description="S3 endpoint, if it is not AWS.")
+
+
+class ApiSettings(_Group):
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000)
+    max_wait_seconds: float = Field(default=60, ge=0, description="The longest `?wait=`.")
+
+
+class HubSettings(_Group):
+    endpoint: str = Field(default="https://huggingface.co")
+    timeout_seconds: float = Field(default=10, gt=0)
+
+
+class ModelsSettings(_Group):
+    root: Path | None = Field(default=None, description="The local models; by default `models` in the state folder.")
+
+
+class WorkerSettings(_Group):
+    queues: tuple[str, ...] = Field(default=("default",), description="Queues that this worker takes jobs from.")
+    lease_seconds: float = Field(default=30, gt=0.5, description="How long a silent worker keeps its job.")
+    heartbeat_seconds: float = Field(default=2, gt=0.05, description="Between renewals of the lease and looks for a cancel.")
+    terminate_seconds: float = Field(default=3, gt=0, description="Between SIGTERM and SIGKILL of a child that must end.")
+    max_barren_attempts: int = Field(default=3, ge=1, description="Attempts in a row without a new block, then it fails.")
+
+
+class SchedulerSettings(_Group):
+    relay_seconds: float = Field(default=2, gt=0, description="Between two rounds of the outbox relay.")
+    ring_again_seconds: float = Field(default=30, gt=0, description="A job queued for so long has its doorbell rung again.")
+    reap_seconds: float = Field(default=5, gt=0, description="Between two rounds of the reaper.")
+
+
+class Settings(BaseSettings):
+    """The whole of it; `Settings()` reads the environment."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SECATEUR_", env_nested_delimiter="_", env_nested_max_split=1, frozen=True, extra="ignore"
+    )
+
+    state: Path = Path(".secateur")
+    keyring: Path | None = Field(default=None, description="The keyring file; in the state folder by default.")
+    database: DatabaseSettings = DatabaseSettings()
+    broker: BrokerSettings = BrokerSettings()
+    store: StoreSettings = StoreSettings()
+    api: ApiSettings = ApiSettings()
+    hub: HubSettings = HubSettings()
+    models: ModelsSettings = ModelsSettings()
+    worker: WorkerSettings = WorkerSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+
+    @cached_property
+    def state_folder(self) -> Path:
+        return self.state.expanduser().resolve()
+
+    @cached_property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite+aiosqlite:///{self.state_folder / 'secateur.sqlite'}"
+
+    @cached_property
+    def store_url(self) -> str:
+        return self.store.url or (self.state_folder / "artifacts").as_uri()
+
+    @cached_property
+    def models_root(self) -> Path:
+        return (self.models.root or self.state_folder / "models").expanduser().resolve()
+
+    @cached_property
+    def keyring_file(self) -> Path:
+        return (self.keyring or self.state_folder / "keyring.json").expanduser().resolve()
+
+    @cached_property
+    def work_folder(self) -> Path:
+        """Where attempts run; a folder each job, one below it each attempt."""
+        return self.state_folder / "work"
+
+    @cached_property
+    def cache_folder(self) -> Path:
+        """Downloaded models and texts and dense perplexities, a folder each tenant."""
+        return self.state_folder / "cache"
