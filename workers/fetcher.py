@@ -1,0 +1,27 @@
+"""The child that fetches: it has the network and the tenant's hub token, and opens no model file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from app.models.fetch import fetch_model
+from app.settings import Settings
+from secateur.pruning.texts import fetch_texts
+from secateur.recipes import PruneRecipe
+from workers.messages import Send, serve
+
+
+def fetch(order: Mapping[str, Any], _send: Send) -> Mapping[str, Any]:
+    """Bring the model of the order's `recipe`, and the texts into the folder `texts`; where the model is."""
+    settings = Settings()
+    recipe = PruneRecipe.model_validate(order["recipe"])
+    source = fetch_model(recipe.model, tenant_id=order["tenant_id"], token=order["token"], settings=settings)
+    fetch_texts(recipe, into=Path(order["texts"]), token=order["token"], endpoint=settings.hub.endpoint)
+    return {"source": str(source)}
+
+
+if __name__ == "__main__":
+    sys.exit(serve(fetch))

@@ -1,0 +1,70 @@
+"""What must happen again and again, whoever is busy: ring doorbells that were not heard, and reap jobs that were lost.
+
+A loop and not a Celery schedule: it has to go on while the broker is away. Several may run at once; each row is moved once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+
+from app.jobs.dispatch import Doorbell, relay
+from app.jobs.reaper import reap
+from app.kit import clock
+from app.kit.db import Database
+from app.settings import Settings
+
+log = structlog.get_logger()
+
+
+async def run(settings: Settings) -> None:
+    """Run both rounds for ever, each at its own pace, until cancelled."""
+    database = Database(settings.database_url, pool_size=2)
+    doorbell = Doorbell(settings.broker.url)
+
+    async def relay_outbox() -> None:
+        await relay(
+            database, doorbell, at=clock.now(), ring_again_after=timedelta(seconds=settings.scheduler.ring_again_seconds)
+        )
+
+    async def reap_lost_jobs() -> None:
+        async with database.write() as session:
+            await reap(session, at=clock.now(), max_barren_attempts=settings.worker.max_barren_attempts)
+
+    try:
+        async with asyncio.TaskGroup() as rounds:
+            rounds.create_task(_every(settings.scheduler.relay_seconds, relay_outbox))
+            rounds.create_task(_every(settings.scheduler.reap_seconds, reap_lost_jobs))
+    finally:
+        await database.close()
+
+
+async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:
+            # A database or broker that is away comes back; the next round tries again.
+            log.exception("scheduler_round_failed")
+        await asyncio.sleep(seconds)
+
+
+def main() -> None:
+    """Run until SIGTERM or SIGINT."""
+
+    async def until_told() -> None:
+        loop = asyncio.get_running_loop()
+        rounds = asyncio.create_task(run(Settings()))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, rounds.cancel)
+        await asyncio.wait({rounds})
+
+    asyncio.run(until_told())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""One attempt at one job: claim it, keep its lease, run its children, and write down how it ended.
+
+Every write names the attempt, so whatever a supervisor that lost its job still does, it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from datetime import timedelta
+from enum import Enum, auto
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.secrets import HUB_TOKEN, secret_of
+from app.artifacts.store import Store, open_store
+from app.jobs import claims
+from app.jobs.models import Job
+from app.jobs.repository import finished_among
+from app.jobs.states import Status
+from app.kit import clock
+from app.kit.db import Database
+from app.kit.keyring import load_keyring
+from app.settings import Settings
+from secateur.problems import ProblemError
+from workers import drain
+from workers.child import ChildLostError, ChildProblemError, environment, run_child
+from workers.messages import Message
+from workers.updates import fold
+
+TICK_SECONDS = 0.5
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Reason(Enum):
+    """Why a supervisor lets go of a job that is not finished."""
+
+    CANCELLED = auto()
+    FENCED = auto()
+    DRAINED = auto()
+
+
+class LetGoError(Exception):
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.name)
+        self.reason = reason
+
+
+async def work_once(settings: Settings) -> bool:
+    """Claim the best queued job of this worker's queues and see it through; False if there was none."""
+    database = Database(settings.database_url, pooled=False)
+    try:
+        await sweep(settings.work_folder, database)
+        async with database.write() as session:
+            job = await claims.claim(
+                session,
+                queues=settings.worker.queues,
+                worker=f"{socket.gethostname()}:{os.getpid()}",
+                lease=timedelta(seconds=settings.worker.lease_seconds),
+                at=clock.now(),
+            )
+        if job is None:
+            return False
+        store = open_store(settings.store_url, endpoint=settings.store.endpoint)
+        with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
+            await Attempt(job, settings, database, store).run()
+        return True
+    finally:
+        await database.close()
+
+
+async def sweep(work_folder: Path, database: Database) -> None:
+    """Remove what is left of jobs that have ended: their worker was killed before it could."""
+    job_ids = await asyncio.to_thread(lambda: [folder.name for folder in work_folder.glob("job_*")])
+    if job_ids:
+        async with database.read() as session:
+            ended = await finished_among(session, job_ids)
+        for job_id in ended:
+            await asyncio.to_thread(shutil.rmtree, work_folder / job_id, ignore_errors=True)
+
+
+class Attempt:
+    """The supervisor's side of one attempt, from the claim to the end."""
+
+    def __init__(self, job: Job, settings: Settings, database: Database, store: Store) -> None:
+        self._job = job
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._unwritten: list[Message] = []
+        self._renewed_at = time.monotonic()
+        self._job_folder = settings.work_folder / job.id
+        self._folder = self._job_folder / str(job.attempt)
+        self._log_file = settings.state_folder / "logs" / "jobs" / f"{job.id}-{job.attempt}.log"
+
+    async def run(self) -> None:
+        """See the attempt through and write its end, whatever it is."""
+        log.info("attempt_started")
+        try:
+            product = await self._guarded(self._produce())
+        except (ProblemError, ChildProblemError) as problem:
+            await self._settle(partial(claims.fail, error=problem.as_document()))
+        except LetGoError as let_go:
+            await self._let_go(let_go.reason)
+        except ChildLostError as lost:
+            # The lease runs out and the reaper decides, as for every lost attempt: another one, or the end.
+            self._unwritten.append({"type": "log", "level": "error", "message": str(lost)})
+            await self._record()
+            self._remove(self._folder)
+        else:
+            await self._settle(partial(claims.succeed, **product))
+        log.info("attempt_ended")
+
+    async def _produce(self) -> dict[str, Any]:
+        """Fetch, prune, upload; what `claims.succeed` is to be told."""
+        for folder in (self._folder / "texts", self._folder / "output", self._log_file.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        order = {"recipe": self._job.recipe, "texts": str(self._folder / "texts")}
+        self._unwritten.append({"type": "stage", "stage": "downloading"})
+        fetched = await self._child("workers.fetcher", {**order, **await self._credentials()}, self._fetcher_environment())
+        folders = {
+            "source": fetched["source"],
+            "output": str(self._folder / "output"),
+            "cache": str(self._cache / "perplexity"),
+        }
+        result = await self._child("workers.runner", {**order, **folders}, self._runner_environment())
+        self._unwritten.append({"type": "stage", "stage": "uploading"})
+        files = [claims.NewArtifact(**file) for file in result["files"]]
+        for file in files:
+            await self._store.put_file(self._job.tenant_id, file.sha256, self._folder / "output" / file.name)
+        return {"metrics": result["metrics"], "report": result["report"], "artifacts": files}
+
+    async def _child(self, module: str, order: Mapping[str, Any], env: Mapping[str, str]) -> Mapping[str, Any]:
+        return await run_child(
+            module,
+            order,
+            env=env,
+            log=self._log_file,
+            terminate_seconds=self._settings.worker.terminate_seconds,
+            on_message=self._unwritten.append,
+        )
+
+    @property
+    def _cache(self) -> Path:
+        return self._settings.cache_folder / self._job.tenant_id
+
+    async def _credentials(self) -> dict[str, Any]:
+        keyring = load_keyring(self._settings.keyring_file)
+        async with self._database.read() as session:
+            token = await secret_of(session, self._job.tenant_id, HUB_TOKEN, keyring=keyring)
+        return {"tenant_id": self._job.tenant_id, "token": token}
+
+    def _fetcher_environment(self) -> dict[str, str]:
+        reached = (
+            "SECATEUR_STATE",
+            "SECATEUR_MODELS_",
+            "SECATEUR_HUB_",
+            "HTTP_PROXY",
+            "HTTPS_PROXY",
+            "NO_PROXY",
+            "SSL_CERT_",
+        )
+        network = {name: value for name, value in os.environ.items() if name.upper().startswith(reached)}
+        return environment({**network, "HF_HOME": str(self._cache / "huggingface")})
+
+    def _runner_environment(self) -> dict[str, str]:
+        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(self._folder / "huggingface")}
+        return environment(offline)
+
+    async def _guarded(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, while the lease is kept and nobody wants the job back; raises LetGoError otherwise."""
+        task = asyncio.create_task(work)
+        try:
+            while True:
+                await asyncio.wait({task}, timeout=min(TICK_SECONDS, self._settings.worker.heartbeat_seconds))
+                if (reason := await self._beat()) is not None:
+                    raise LetGoError(reason)
+                if task.done():
+                    return task.result()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _beat(self) -> Reason | None:
+        """Write down what is new and renew the lease when it is time; why to let go, if there is a reason."""
+        if drain.under_way():
+            return Reason.DRAINED
+        since = time.monotonic() - self._renewed_at
+        due = since >= self._settings.worker.heartbeat_seconds
+        if not (due or self._unwritten):
+            return None
+        try:
+            await self._record()
+            return await self._renew() if due else None
+        except (DBAPIError, OSError):
+            # A database that is away for less than a lease costs nothing; after that another worker may have the job.
+            log.warning("heartbeat_failed", exc_info=True)
+            return Reason.FENCED if since > self._settings.worker.lease_seconds else None
+
+    async def _renew(self) -> Reason | None:
+        lease = timedelta(seconds=self._settings.worker.lease_seconds)
+        asked_at = time.monotonic()
+        async with self._database.write() as session:
+            status = await claims.renew(session, self._job.id, self._job.attempt, lease=lease, at=clock.now())
+        if status is None:
+            return Reason.FENCED
+        self._renewed_at = asked_at
+        return Reason.CANCELLED if status is Status.CANCELLING else None
+
+    async def _record(self) -> None:
+        messages = list(self._unwritten)
+        async with self._database.write() as session:
+            for record in fold(messages):
+                await claims.record(session, self._job.id, self._job.attempt, **record, at=clock.now())
+        del self._unwritten[: len(messages)]
+
+    async def _let_go(self, reason: Reason) -> None:
+        log.info("attempt_let_go", reason=reason.name)
+        if reason is Reason.DRAINED:
+            # Finished blocks stay: the next attempt begins with them.
+            await self._settle(claims.release, keep=True)
+        elif reason is Reason.CANCELLED:
+            await self._settle(claims.confirm_cancelled)
+        else:
+            self._remove(self._folder)
+
+    async def _settle(self, write: Callable[..., Awaitable[bool]], *, keep: bool = False) -> None:
+        """Write the end of the attempt. If that comes too late, the job was cancelled in the last moment, or is not ours."""
+        identity = (self._job.id, self._job.attempt)
+        settled = await self._persist(lambda session: write(session, *identity, at=clock.now()))
+        if not settled:
+            keep = False
+            settled = await self._persist(lambda session: claims.confirm_cancelled(session, *identity, at=clock.now()))
+        if not keep:
+            self._remove(self._job_folder if settled else self._folder)
+
+    async def _persist(self, write: Callable[[AsyncSession], Awaitable[bool]]) -> bool:
+        """One transaction, tried again for as long as the lease lasts."""
+        while True:
+            try:
+                async with self._database.write() as session:
+                    return await write(session)
+            except (DBAPIError, OSError):
+                if time.monotonic() - self._renewed_at > self._settings.worker.lease_seconds:
+                    raise
+                await asyncio.sleep(TICK_SECONDS)
+
+    @staticmethod
+    def _remove(folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
