@@ -52,6 +52,7 @@ _ROWS = (
     Kind("model_config_invalid", 422, "The model's config.json is not valid"),
     Kind("remote_code_refused", 422, "The model asks for code of its own to be run"),
     Kind("unsupported_architecture", 422, "The architecture is not supported"),
+    Kind("model_quantized", 422, "The model is quantised already"),
     Kind("model_too_large_for_disk", 507, "The model does not fit on the disk"),
     # The recipe against the model
     Kind("pattern_does_not_divide", 422, "The pattern does not divide a linear's inputs"),

@@ -1,0 +1,114 @@
+"""A recipe against the model it names: all that can be known to go wrong before a job is queued. Torch-free."""
+
+from __future__ import annotations
+
+from secateur.problems import ProblemError, at
+from secateur.pruning.datasets import known_bytes
+from secateur.pruning.families import Family, block_count, family_of
+from secateur.pruning.headers import FLOATS, ModelHeaders
+from secateur.pruning.registry import METHODS
+from secateur.recipes import PruneRecipe
+
+
+def check(recipe: PruneRecipe, model: ModelHeaders) -> None:
+    """Raise a ProblemError, with a pointer into the recipe, if `recipe` cannot be run on `model`.
+
+    Of a GGUF model only the texts can be checked; the run checks the rest once it is converted.
+    """
+    _check_texts(recipe)
+    if model.format == "gguf":
+        return
+    family = family_of(model)
+    if model.config.get("quantization_config"):
+        raise at(
+            "/model/id",
+            "model_quantized",
+            "The model's config.json has a quantization_config: its weights are packed and cannot be pruned as they are.",
+            hint="Give the model it was quantised from.",
+        )
+    _check_tensors(model, family)
+    _check_pattern(recipe, model, family)
+    _check_positions(recipe, model)
+
+
+def _check_texts(recipe: PruneRecipe) -> None:
+    """A token is at least a byte of text, so a text with fewer bytes than tokens wanted is too short for certain."""
+    calibration, perplexity = recipe.calibration, recipe.evaluation.perplexity
+    if METHODS[recipe.method.name].calibrated:
+        there = known_bytes(calibration.dataset, "calibration")
+        wanted = calibration.samples * calibration.sequence_length
+        if there is not None and there < wanted:
+            raise at(
+                "/calibration/samples",
+                "calibration_text_too_short",
+                f"{calibration.samples} x {calibration.sequence_length} tokens were asked for; the calibration text of "
+                f"'{calibration.dataset}' has {there} bytes.",
+                hint="Ask for fewer samples or shorter sequences, or use a larger set.",
+            )
+    if perplexity:
+        there = known_bytes(perplexity.dataset, "evaluation")
+        if there is not None and there < perplexity.sequence_length:
+            raise at(
+                "/evaluation/perplexity/sequence_length",
+                "calibration_text_too_short",
+                f"One window has {perplexity.sequence_length} tokens; the evaluation text of '{perplexity.dataset}' has "
+                f"{there} bytes.",
+                hint="Ask for shorter windows, or use a larger set.",
+            )
+
+
+def _check_tensors(model: ModelHeaders, family: Family) -> None:
+    """Every block has its linears, as matrices of floats; there are as many blocks as the config says, and an embedding."""
+    wanted = [family.embedding]
+    if not model.config.get("tie_word_embeddings", False):
+        wanted.append(family.head)
+    for index in range(block_count(model)):
+        wanted.extend(family.weights(index))
+        if wanted[-1] not in model.tensors:  # stop early: the config may claim a billion blocks
+            break
+    for name in wanted:
+        tensor = model.tensors.get(name)
+        if tensor is None:
+            raise ProblemError(
+                "model_file_corrupt", f"The tensor '{name}' is missing, which a {model.architecture} of this config has."
+            )
+        if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in FLOATS:
+            raise ProblemError(
+                "model_file_corrupt",
+                f"The tensor '{name}' is {tensor.dtype} {tensor.shape}, where a matrix of floats is needed.",
+            )
+    beyond = family.block(block_count(model)) + "."
+    if extra := next((name for name in model.tensors if name.startswith(beyond)), None):
+        raise ProblemError("model_config_invalid", f"config.json counts {block_count(model)} blocks; '{extra}' lies beyond.")
+
+
+def _check_pattern(recipe: PruneRecipe, model: ModelHeaders, family: Family) -> None:
+    group = recipe.sparsity.group
+    if group is None:
+        return
+    for index in range(block_count(model)):
+        for name in family.weights(index):
+            in_features = model.tensors[name].shape[1]
+            if in_features % group[1]:
+                raise at(
+                    "/sparsity/pattern",
+                    "pattern_does_not_divide",
+                    f"'{name}' has {in_features} inputs, which groups of {group[1]} do not divide.",
+                )
+
+
+def _check_positions(recipe: PruneRecipe, model: ModelHeaders) -> None:
+    positions = int(model.config["max_position_embeddings"])
+    lengths = {}
+    if METHODS[recipe.method.name].calibrated:
+        lengths["/calibration/sequence_length"] = recipe.calibration.sequence_length
+    if recipe.evaluation.perplexity:
+        lengths["/evaluation/perplexity/sequence_length"] = recipe.evaluation.perplexity.sequence_length
+    for pointer, length in lengths.items():
+        if length > positions:
+            raise at(
+                pointer,
+                "sequence_too_long",
+                f"Sequences of {length} tokens were asked for; the model has {positions} positions.",
+                hint=f"Ask for at most {positions}.",
+            )

@@ -1,0 +1,143 @@
+"""The texts that models are calibrated and evaluated on. A name and a role never mean two different texts.
+
+The samples ship with the package. The others come from the hub: `fetch_texts` runs where there is a network and leaves
+text files in a folder, `read_text` reads them where there is none. Torch-free.
+"""
+
+from __future__ import annotations
+
+import lzma
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.problems import at
+from secateur.pruning.registry import METHODS
+from secateur.recipes import PruneRecipe
+
+Role = Literal["calibration", "evaluation"]
+POINTERS: dict[Role, str] = {"calibration": "/calibration/dataset", "evaluation": "/evaluation/perplexity/dataset"}
+
+SAMPLES = frozenset({"wikitext2-sample", "sotu-sample"})
+EVALUATION_ONLY = frozenset({"sotu-sample"})
+EVALUATION_EVERY = 3  # of the sample's articles, every third is for evaluation
+
+# C4 has no end: so many documents, from the beginning of the first training shard and of the validation shard, are the set.
+C4_TRAIN_DOCUMENTS = 8192
+C4_VALIDATION_DOCUMENTS = 1100
+
+_TITLE = re.compile(r"(?m)^(?= = [^=\n](?:[^\n]*[^=\n])? = $)")
+
+
+def articles(text: str) -> list[str]:
+    """WikiText's articles: each begins with a line ` = Title = `."""
+    return [article for article in _TITLE.split(text) if article.strip()]
+
+
+@lru_cache(maxsize=4)
+def _sample(dataset: str, role: Role) -> str:
+    packed = resources.files("secateur.pruning").joinpath("data", f"{dataset}.txt.xz").read_bytes()
+    text = lzma.decompress(packed).decode()
+    if dataset in EVALUATION_ONLY:
+        return text
+    everything = articles(text)
+    evaluated = everything[EVALUATION_EVERY - 1 :: EVALUATION_EVERY]
+    return "".join(evaluated if role == "evaluation" else [article for article in everything if article not in evaluated])
+
+
+def check_role(dataset: str, role: Role) -> None:
+    """Raise ProblemError `dataset_unavailable`, with a pointer, for a set that is not for calibration."""
+    if role == "calibration" and dataset in EVALUATION_ONLY:
+        raise at(
+            POINTERS[role],
+            "dataset_unavailable",
+            f"'{dataset}' is for evaluation only.",
+            hint="Calibrate on 'wikitext2-sample', 'wikitext2' or 'c4'.",
+        )
+
+
+def known_bytes(dataset: str, role: Role) -> int | None:
+    """Length of a sample's text in bytes; None for a set that comes from the hub."""
+    check_role(dataset, role)
+    return len(_sample(dataset, role).encode()) if dataset in SAMPLES else None
+
+
+def wanted_texts(recipe: PruneRecipe) -> list[tuple[str, Role]]:
+    """The texts that a run of `recipe` reads."""
+    wanted: list[tuple[str, Role]] = []
+    if METHODS[recipe.method.name].calibrated:
+        wanted.append((recipe.calibration.dataset, "calibration"))
+    if recipe.evaluation.perplexity:
+        wanted.append((recipe.evaluation.perplexity.dataset, "evaluation"))
+    return wanted
+
+
+def read_text(dataset: str, role: Role, texts: Path | None = None) -> str:
+    """The text of a set: a sample from the package, any other from the folder that `fetch_texts` filled.
+
+    Raises ProblemError `dataset_unavailable`.
+    """
+    check_role(dataset, role)
+    if dataset in SAMPLES:
+        return _sample(dataset, role)
+    file = _file(texts, dataset, role) if texts else None
+    if file is None or not file.is_file():
+        raise at(POINTERS[role], "dataset_unavailable", f"The text of '{dataset}' for {role} was not fetched.")
+    return file.read_text(encoding="utf-8")
+
+
+def fetch_texts(recipe: PruneRecipe, into: Path, *, token: str | None = None, endpoint: str | None = None) -> None:
+    """Fetch the texts that `recipe` wants from the hub (at `endpoint` if it is given) into the folder `into`.
+
+    Raises ProblemError `dataset_unavailable`.
+    """
+    for dataset, role in wanted_texts(recipe):
+        check_role(dataset, role)
+        if dataset in SAMPLES:
+            continue
+        try:
+            text = _FETCHERS[dataset](role, token, endpoint)
+        except Exception as error:  # whatever `datasets` and the network raise, the user is told the same
+            raise at(
+                POINTERS[role],
+                "dataset_unavailable",
+                f"'{dataset}' cannot be had from the hub: {type(error).__name__}.",
+                hint="Try again later, or use 'wikitext2-sample', which needs no network.",
+            ) from error
+        into.mkdir(parents=True, exist_ok=True)
+        _file(into, dataset, role).write_text(text, encoding="utf-8")
+
+
+def _file(folder: Path, dataset: str, role: Role) -> Path:
+    return folder / f"{dataset}.{role}.txt"
+
+
+def _rows(
+    endpoint: str | None, token: str | None, name: str, config: str | None, split: str, **options: Any
+) -> Iterator[str]:
+    import datasets  # noqa: PLC0415 - it pulls in pandas and pyarrow, which only this process needs
+    import huggingface_hub.constants  # noqa: PLC0415
+
+    if endpoint:
+        datasets.config.HF_ENDPOINT = huggingface_hub.constants.ENDPOINT = endpoint.rstrip("/")
+    loaded = datasets.load_dataset(name, config, split=split, token=token or False, **options)
+    return (row["text"] for row in loaded)
+
+
+def _wikitext2(role: Role, token: str | None, endpoint: str | None) -> str:
+    split = "train" if role == "calibration" else "test"
+    return "\n\n".join(_rows(endpoint, token, "Salesforce/wikitext", "wikitext-2-raw-v1", split))
+
+
+def _c4(role: Role, token: str | None, endpoint: str | None) -> str:
+    training = role == "calibration"
+    file = "en/c4-train.00000-of-01024.json.gz" if training else "en/c4-validation.00000-of-00008.json.gz"
+    rows = _rows(endpoint, token, "allenai/c4", None, "train", data_files={"train": file}, streaming=True)
+    return "\n\n".join(islice(rows, C4_TRAIN_DOCUMENTS)) if training else " ".join(islice(rows, C4_VALIDATION_DOCUMENTS))
+
+
+_FETCHERS = {"wikitext2": _wikitext2, "c4": _c4}

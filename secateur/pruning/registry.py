@@ -1,0 +1,90 @@
+"""Which methods there are, what each declares, and where its code is. The code itself is loaded when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from secateur import recipes
+
+# What a method needs to know of a linear's inputs: nothing, a vector of norms, or the Gram matrix.
+Observes = Literal["nothing", "norms", "gram"]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodCard:
+    """A method as `GET /v1/methods` lists it; `target` is `module:object` of a `methods.Method`."""
+
+    name: str
+    summary: str
+    paper: str | None
+    patterns: tuple[str, ...]
+    cost: str
+    observes: Observes
+    parameters: type[BaseModel]
+    target: str
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the method looks at calibration data."""
+        return self.observes != "nothing"
+
+    def parameters_schema(self) -> dict[str, Any]:
+        """JSON Schema of the parameters that stand beside `name` in a recipe."""
+        schema = self.parameters.model_json_schema()
+        schema.get("properties", {}).pop("name", None)
+        schema["required"] = [field for field in schema.get("required", []) if field != "name"]
+        return schema
+
+    def load(self) -> Any:
+        """The class that implements the method; imports torch."""
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(module), name)
+
+
+_BOTH = ("unstructured", "N:M")
+
+METHODS: Mapping[str, MethodCard] = {
+    card.name: card
+    for card in (
+        MethodCard(
+            name="magnitude",
+            summary="Removes the weights that are smallest in absolute value. Looks at no data.",
+            paper=None,
+            patterns=_BOTH,
+            cost="No forward pass: reads and writes the checkpoint once.",
+            observes="nothing",
+            parameters=recipes.Magnitude,
+            target="secateur.pruning.methods.magnitude:MagnitudeMethod",
+        ),
+        MethodCard(
+            name="wanda",
+            summary="Removes the weights with the smallest |weight| x input norm. Changes no other weight.",
+            paper="https://arxiv.org/abs/2306.11695",
+            patterns=_BOTH,
+            cost="About one forward pass of the calibration tokens.",
+            observes="norms",
+            parameters=recipes.Wanda,
+            target="secateur.pruning.methods.wanda:WandaMethod",
+        ),
+        MethodCard(
+            name="sparsegpt",
+            summary="Removes weights by their effect on the linear's output and updates those that stay to make up for it.",
+            paper="https://arxiv.org/abs/2301.00774",
+            patterns=_BOTH,
+            cost="One forward pass, a Gram matrix for each distinct input, and one factorisation of each.",
+            observes="gram",
+            parameters=recipes.SparseGPT,
+            target="secateur.pruning.methods.sparsegpt:SparseGPTMethod",
+        ),
+    )
+}
+
+
+def methods() -> list[MethodCard]:
+    """Every method, in the order they are shown."""
+    return list(METHODS.values())
