@@ -60,7 +60,7 @@ class Child:
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
 
     async def keep_running(self, on_restart: Callable[[str, int], None]) -> None:
-        """Start it, and start it again whenever it ends, with a pause that doubles while it keeps ending; cancel to stop it."""
+        """Start it, and again whenever it ends, after a pause that doubles while it keeps ending; cancel to leave off."""
         pause = 0.25
         loop = asyncio.get_running_loop()
         while True:
@@ -105,7 +105,6 @@ async def serve(state: Path, models: Path | None, host: str, port: int, on_ready
 
     `port` 0 takes a free one. Raises AlreadyUpError if a service runs on `state`, OSError if the port is taken.
     """
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _locked(state), socket.create_server((host, port), reuse_port=False) as listener:
         environ = {**os.environ, "SECATEUR_STATE": str(state), **({"SECATEUR_MODELS_ROOT": str(models)} if models else {})}
         broker = None if os.environ.get("SECATEUR_BROKER_URL") else _broker(state, environ)
@@ -208,6 +207,7 @@ def _report_restart(name: str, returncode: int) -> None:
 
 @contextmanager
 def _locked(state: Path) -> Iterator[IO[str]]:
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (state / "lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

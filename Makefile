@@ -1,0 +1,46 @@
+# Every command of the project; `make` alone lists them.
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+# PYTHONPATH lets scripts/ and benchmarks/ import the packages from wherever make was called.
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test test-fast check format openapi constraints clean
+
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: ## Make the virtual environment, or bring it up to date
+	@$(PYTHON) scripts/environment.py $(VENV)
+
+demo: install ## Prune a real model through the real service, three ways
+	@$(BIN)/python scripts/demo.py
+
+up: install ## Run the service on this machine until Ctrl-C
+	@$(BIN)/secateur up
+
+test: install ## Run every test, the demo model's included
+	@$(BIN)/pytest
+
+test-fast: install ## Run the tests but those of the demo model
+	@$(BIN)/pytest -m 'not real_model'
+
+check: install ## Lint, types, directions of import
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: install ## Rewrite the code in the house's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+openapi: install ## Write openapi.json from the code
+	@$(BIN)/python -m app.openapi
+
+constraints: ## Pin what is installed now
+	@$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
+
+clean: ## Remove the virtual environment and all local state
+	rm -rf $(VENV) .secateur

@@ -1,0 +1,153 @@
+"""`make demo`: a real language model through the real service.
+
+Starts the service, submits three jobs over HTTP, shows their progress, downloads each pruned model, checks its sha256, loads it
+with transformers and lets it speak; then prints a table, writes it to `.secateur/demo.json` and stops what it started.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from scripts import demo_model
+from secateur import Client
+from secateur.schemas.jobs import Job
+
+STATE = demo_model.ROOT / ".secateur"
+PROMPT = "To keep a rose bush healthy, a gardener should"
+
+METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("wanda", {"target": 0.5}),
+    ("sparsegpt", {"target": 0.5}),
+    ("sparsegpt", {"pattern": "2:4"}),
+)
+CALIBRATION = {"dataset": "wikitext2-sample", "samples": 32, "sequence_length": 512}
+EVALUATION = {"perplexity": {"dataset": "wikitext2-sample", "sequence_length": 1024, "max_windows": 32}}
+
+console = Console()
+
+
+def main() -> None:
+    console.print("[bold]1[/bold] The demo model: SmolLM2-135M-Instruct")
+    dense = demo_model.ensure()
+    console.print("[bold]2[/bold] The service: broker, API, worker, scheduler")
+    with service() as address, Client(address["url"], api_key=Path(address["key_file"]).read_text().strip()) as client:
+        console.print(f"  up at {address['url']}\n[bold]3[/bold] Three jobs over HTTP")
+        jobs = [client.jobs.create(recipe(method, sparsity)) for method, sparsity in METHODS]
+        finished = [follow(client, job) for job in jobs]
+        console.print("[bold]4[/bold] Download, check, load, generate")
+        folders = [client.download(job.id, STATE / "downloads" / job.id) for job in finished]
+        report = [summary(job, speak(folder)) for job, folder in zip(finished, folders, strict=True)]
+    console.print(table(report))
+    protocol = finished[0].metrics.perplexity.protocol
+    console.print(f"Perplexity: {protocol}", highlight=False)
+    console.print(f"\n[bold]Dense[/bold]   {speak(dense)}")
+    for entry in report:
+        console.print(f"[bold]{entry['method']} {entry['pattern']}[/bold]   {entry['generated']}", highlight=False)
+    (STATE / "demo.json").write_text(json.dumps({"jobs": report}, indent=2) + "\n")
+    console.print(f"\nWritten to {STATE / 'demo.json'}")
+
+
+@contextmanager
+def service() -> Iterator[dict[str, str]]:
+    """The service on the demo's state folder, up inside the block; its address."""
+    command = [sys.executable, "-m", "secateur.cli", "up", "--state", STATE, "--models", demo_model.MODELS, "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            if not line:
+                sys.exit("the service did not start")
+            yield json.loads(line)
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def recipe(method: str, sparsity: dict[str, Any]) -> dict[str, Any]:
+    """The body of `POST /v1/jobs`."""
+    return {
+        "kind": "prune",
+        "model": {"source": "local", "id": demo_model.NAME},
+        "method": {"name": method},
+        "sparsity": sparsity,
+        "calibration": CALIBRATION,
+        "evaluation": EVALUATION,
+    }
+
+
+def follow(client: Client, job: Job) -> Job:
+    """Show the job's progress until it ends; the finished job. Leaves with its problem if it did not succeed."""
+    columns = (TextColumn("  {task.description:<36}"), BarColumn(), TextColumn("{task.fields[stage]:<12}"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(job.repository, total=None, stage="queued")
+        for state in client.jobs.watch(job.id):
+            at = state.progress
+            progress.update(
+                bar, stage=state.stage or state.status, completed=at.done if at else 0, total=at.total if at else None
+            )
+        progress.update(bar, stage=state.status, completed=1, total=1)
+    if state.status != "succeeded":
+        sys.exit(f"job {state.id} {state.status}: {state.error}")
+    return state
+
+
+def speak(folder: Path) -> str:
+    """What the model of `folder` says after PROMPT, greedily: one sentence or 40 tokens."""
+    import torch  # noqa: PLC0415 (after the service's work: two torches at once would be unkind to a small machine)
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        tokens = tokenizer(PROMPT, return_tensors="pt")
+        output = model.generate(**tokens, max_new_tokens=40, do_sample=False)
+    continuation = str(tokenizer.decode(output[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
+    return PROMPT + continuation.split(".")[0].split("\n")[0] + "."
+
+
+def summary(job: Job, generated: str) -> dict[str, Any]:
+    """One entry of `demo.json`."""
+    metrics = job.metrics
+    assert metrics is not None
+    assert metrics.perplexity is not None
+    weights = [artifact for artifact in job.artifacts if artifact.name.endswith(".safetensors")]
+    return {
+        "id": job.id,
+        "method": job.recipe.method.name,
+        "pattern": job.recipe.sparsity.pattern,
+        "sparsity": metrics.sparsity,
+        "perplexity_dense": metrics.perplexity.dense,
+        "perplexity_pruned": metrics.perplexity.pruned,
+        "seconds_prune": metrics.seconds["prune"],
+        "peak_memory_bytes": metrics.peak_memory_bytes,
+        "sha256": {artifact.name: artifact.sha256 for artifact in weights},
+        "generated": generated,
+    }
+
+
+def table(report: list[dict[str, Any]]) -> Table:
+    """The report as a person reads it."""
+    out = Table("method", "pattern", "sparsity", "perplexity dense", "pruned", "seconds", "peak memory", title="Pruned")
+    for entry in report:
+        out.add_row(
+            entry["method"], entry["pattern"], f"{entry['sparsity']:.4f}",
+            f"{entry['perplexity_dense']:.2f}", f"{entry['perplexity_pruned']:.2f}",
+            f"{entry['seconds_prune']:.1f}", f"{entry['peak_memory_bytes'] / 2**20:.0f} MiB",
+        )  # fmt: skip
+    return out
+
+
+if __name__ == "__main__":
+    main()
