@@ -41,7 +41,7 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(default=0)
     """The fencing token: raised by each claim, and named by every write of a worker."""
     barren_attempts: Mapped[int] = mapped_column(default=0)
-    """Attempts in a row that were lost without finishing a new block."""
+    """Attempts in a row, this one included, that have finished no new block; a drained one does not count."""
     blocks_done: Mapped[int] = mapped_column(default=0)
     """The most blocks that any attempt has finished."""
     worker: Mapped[str | None] = mapped_column(String(200))

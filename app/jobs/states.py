@@ -1,33 +1,21 @@
-"""The states of a job and the ways between them, in one table."""
+"""The ways between the states of a job, in one table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
+from secateur.schemas.jobs import TERMINAL, Status
 
-class Status(StrEnum):
-    QUEUED = "queued"
-    RUNNING = "running"
-    CANCELLING = "cancelling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
+__all__ = ["ACTIVE", "RETRYABLE", "TERMINAL", "TRANSITIONS", "Status", "sources_of"]
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.EXPIRED}),
     # Back to the queue: the lease was lost, or the worker was drained.
     Status.RUNNING: frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLING, Status.QUEUED}),
     Status.CANCELLING: frozenset({Status.CANCELLED}),
-    Status.SUCCEEDED: frozenset(),
-    Status.FAILED: frozenset(),
-    Status.CANCELLED: frozenset(),
-    Status.EXPIRED: frozenset(),
+    **{status: frozenset() for status in TERMINAL},
 }
 
-TERMINAL = frozenset(status for status, following in TRANSITIONS.items() if not following)
 ACTIVE = frozenset({Status.RUNNING, Status.CANCELLING})
 RETRYABLE = frozenset({Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 

@@ -5,6 +5,9 @@ Nothing inside the service commits: `Database.write()` and `Database.read()` are
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -36,6 +39,29 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if dialect.name == "sqlite" else value.astimezone(UTC)
 
 
+_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:
+    """`value` as both databases can keep it: PostgreSQL knows neither NUL nor lone surrogates, and JSON no NaN and infinity.
+
+    The former become U+FFFD, the latter null; model files and logs may hold any of them.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {storable(str(key)): storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return value
+
+
+def _to_json(value: Any) -> str:
+    return json.dumps(storable(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 
 
@@ -60,7 +86,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 10, pooled: bool = True) -> None:
         """`pooled=False` opens a connection a session: for a task that runs its own event loop."""
         options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": pool_size} if pooled else {"poolclass": NullPool}
-        self.engine: AsyncEngine = create_async_engine(url, **options)
+        self.engine: AsyncEngine = create_async_engine(url, json_serializer=_to_json, **options)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)

@@ -1,0 +1,101 @@
+"""A job as the API shows it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from secateur.recipes import PruneRecipe
+from secateur.schemas.artifacts import Artifact
+from secateur.schemas.problems import Problem
+
+
+class Status(StrEnum):
+    """Where a job is in its life; the last four are terminal."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
+
+Stage = Literal["resolving", "downloading", "calibrating", "pruning", "evaluating", "packaging", "uploading"]
+
+
+class Progress(BaseModel):
+    """How far the present stage is."""
+
+    done: int
+    total: int
+    unit: str = Field(examples=["blocks"])
+    eta_seconds: float | None = Field(default=None, description="Seconds to the end of this stage, guessed.")
+
+
+class PerplexityPair(BaseModel):
+    """Perplexity before and after, with the protocol that it was measured by."""
+
+    model_config = ConfigDict(extra="allow")
+
+    dense: float | None = None
+    pruned: float | None = None
+    protocol: dict[str, Any] | None = None
+
+
+class Seconds(BaseModel):
+    """How long the stages took, by name; `total` is the whole run."""
+
+    model_config = ConfigDict(extra="allow")
+
+    prune: float | None = None
+    total: float | None = None
+
+
+class Metrics(BaseModel):
+    """What was measured."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sparsity: float | None = Field(default=None, description="Zeros over the pruned linears, counted in the written file.")
+    perplexity: PerplexityPair | None = None
+    seconds: Seconds | None = None
+    forward_multiple: float | None = Field(default=None, description="Block forwards over those of one pass of calibration.")
+    peak_memory_bytes: int | None = None
+
+
+class Job(BaseModel):
+    """A job: what was asked, how far it is, what came of it."""
+
+    id: str
+    object: Literal["job"] = "job"
+    kind: Literal["prune"]
+    status: Status
+    stage: Stage | None
+    progress: Progress | None
+    attempt: int = Field(description="How often the job was begun; more than 1 if a worker was lost or drained.")
+    recipe: PruneRecipe = Field(description="As accepted: defaults filled, revision resolved.")
+    metrics: Metrics | None
+    artifacts: list[Artifact]
+    repository: str = Field(description="Name of the pruned model: the tenant's slug and `output.name`.")
+    retry_of: str | None
+    error: Problem | None
+    created_at: datetime
+    queued_at: datetime
+    started_at: datetime | None
+    cancelling_at: datetime | None
+    finished_at: datetime | None
+
+
+class Report(BaseModel):
+    """Facts per block and per linear: sparsity, error, fallbacks, seconds."""
+
+    job_id: str
+    object: Literal["report"] = "report"
+    report: dict[str, Any]
