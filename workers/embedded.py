@@ -24,9 +24,7 @@ from typing import IO
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from app.accounts.bootstrap import bootstrap
-from app.kit.db import Database
-from app.kit.migrations import upgrade
+from app.prepare import prepare
 from app.settings import Settings
 from workers.lifeline import die_with_parent
 
@@ -107,21 +105,13 @@ async def serve(state: Path, models: Path | None, host: str, port: int, on_ready
     """
     with _locked(state), socket.create_server((host, port), reuse_port=False) as listener:
         environ = {**os.environ, "SECATEUR_STATE": str(state), **({"SECATEUR_MODELS_ROOT": str(models)} if models else {})}
-        broker = None if os.environ.get("SECATEUR_BROKER_URL") else _broker(state, environ)
+        broker = None if environ.get("SECATEUR_BROKER_URL") else _broker(state, environ)
+        # For what this process itself does with settings; the children are given `environ`.
         os.environ.update(environ)
         settings = Settings()
-        await asyncio.to_thread(upgrade, settings.database_url)
-        address = Address(f"http://{host}:{listener.getsockname()[1]}", await _bootstrapped(settings))
+        address = Address(f"http://{host}:{listener.getsockname()[1]}", await prepare(settings))
         children = [*([broker] if broker else []), *_programs(state, environ, listener)]
         await _run(children, state, address, on_ready)
-
-
-async def _bootstrapped(settings: Settings) -> Path:
-    database = Database(settings.database_url, pooled=False)
-    try:
-        return await bootstrap(database, settings)
-    finally:
-        await database.close()
 
 
 def _programs(state: Path, environ: Mapping[str, str], listener: socket.socket) -> list[Child]:

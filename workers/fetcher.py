@@ -9,7 +9,7 @@ from typing import Any
 
 from app.models.fetch import fetch_model
 from app.settings import Settings
-from secateur.pruning.texts import fetch_texts
+from secateur.pruning.datasets import fetch_texts
 from secateur.recipes import PruneRecipe
 from workers.messages import Send, serve
 

@@ -72,9 +72,9 @@ async def work_once(settings: Settings) -> bool:
             )
         if job is None:
             return False
-        store = open_store(settings.store_url, endpoint=settings.store.endpoint)
-        with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
-            await Attempt(job, settings, database, store).run()
+        async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
+            with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
+                await Attempt(job, settings, database, store).run()
         return True
     finally:
         await database.close()
