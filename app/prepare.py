@@ -1,4 +1,4 @@
-"""Make an installation ready: the tables, the first tenant and its admin key. `python -m app.prepare`, or at every `secateur up`."""
+"""Make an installation ready: tables, first tenant, first key. `python -m app.prepare`; every `secateur up` does it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = structlog.get_logger()
 
 
 async def prepare(settings: Settings) -> Path:
-    """Migrate the database, and see that there is a first key; the file that holds it. Harmless when all is there already."""
+    """Migrate the database and see that there is a first key; the file that holds it. Does nothing the second time."""
     await asyncio.to_thread(upgrade, settings.database_url)
     database = Database(settings.database_url, pooled=False)
     try:
