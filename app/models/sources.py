@@ -1,0 +1,88 @@
+"""Admission of a model: it is resolved and checked against the recipe before a job is queued."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from app.accounts.models import Tenant
+from app.models import hub, local
+from app.models.fetch import cached
+from app.models.hub import Hub
+from app.settings import Settings
+from secateur.problems import ProblemError, at
+from secateur.pruning import admission
+from secateur.pruning.headers import ModelHeaders
+from secateur.recipes import PruneRecipe
+
+_OUTPUT_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+async def admit(recipe: PruneRecipe, *, tenant: Tenant, hub_token: str | None, settings: Settings) -> PruneRecipe:
+    """The recipe as it can be queued: a hub revision is resolved to a commit.
+
+    Only config and headers are read. Raises ProblemError, each with a pointer into the recipe: those of `app.models.local`,
+    `app.models.hub` and `secateur.pruning.admission`, and `model_too_large_for_disk`.
+    """
+    if recipe.model.source == "local":
+        if not tenant.reads_local_models:
+            raise local.not_found(recipe.model.id)
+        return await asyncio.to_thread(_admit_local, recipe, settings)
+    try:
+        async with asyncio.timeout(settings.hub.timeout_seconds + 1):
+            return await asyncio.to_thread(_admit_hub, recipe, tenant.id, hub_token, settings)
+    except TimeoutError:
+        raise hub.unavailable("did not answer in time") from None
+
+
+def _admit_local(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
+    with _about_the_model():
+        headers = local.headers_of(recipe.model.id, settings.models_root)
+        admission.check(recipe, headers)
+    _require_room(recipe, headers, settings, download=0)
+    return recipe
+
+
+def _admit_hub(recipe: PruneRecipe, tenant_id: str, token: str | None, settings: Settings) -> PruneRecipe:
+    with _about_the_model():
+        reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
+        snapshot = reader.snapshot(recipe.model)
+        headers = hub.headers_of(reader, snapshot)
+        files = hub.selected(snapshot, list(headers.files))
+        admission.check(recipe, headers)
+    model = recipe.model.model_copy(update={"revision": snapshot.commit})
+    there = cached(model, tenant_id=tenant_id, settings=settings)
+    _require_room(recipe, headers, settings, download=0 if there else sum(file.size for file in files))
+    return recipe.model_copy(update={"model": model})
+
+
+def _require_room(recipe: PruneRecipe, headers: ModelHeaders, settings: Settings, *, download: int) -> None:
+    """Raise `model_too_large_for_disk` unless download and output fit; a local store keeps the output a second time."""
+    output = headers.parameters * _OUTPUT_BYTES[recipe.output.dtype]
+    wanted = download + output * (2 if settings.store_url.startswith("file:") else 1)
+    free = shutil.disk_usage(_existing(settings.state_folder)).free
+    if wanted > free:
+        raise at(
+            "/model/id",
+            "model_too_large_for_disk",
+            f"The model and what is made of it need {wanted / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free.",
+            hint="Choose a smaller model, or ask the operator for a larger disk.",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+@contextmanager
+def _about_the_model() -> Iterator[None]:
+    """A problem of the model's files points at the model."""
+    try:
+        yield
+    except ProblemError as error:
+        if error.faults:
+            raise
+        raise at("/model/id", error.code, error.detail, hint=error.hint) from error
