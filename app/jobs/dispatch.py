@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.jobs.models import Job, OutboxMessage
 from app.jobs.states import Status
+from app.kit import clock
 from app.kit.db import Database
 from app.kit.ids import new_id
 from secateur.problems import ProblemError
@@ -28,7 +29,7 @@ RING_EXPIRES_SECONDS = 3_600
 MAX_OUTBOX_A_ROUND = 1_000
 MAX_RINGS_AGAIN = 16
 KEEP_SENT = timedelta(hours=1)
-_TIMEOUT_SECONDS = 1.0
+_TIMEOUT_SECONDS = 1
 
 log = structlog.get_logger()
 
@@ -61,7 +62,6 @@ class Doorbell:
         try:
             with self._celery.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=_TIMEOUT_SECONDS)
-                connection.default_channel.close()
         except (BrokerError, OSError) as error:
             raise _away(error) from error
 
@@ -73,7 +73,7 @@ def _away(error: Exception) -> ProblemError:
     return ProblemError("service_unavailable", f"the broker does not answer: {type(error).__name__}")
 
 
-async def ring(database: Database, doorbell: Doorbell, bells: Iterable[tuple[str, str]], *, at: datetime) -> int:
+async def ring(database: Database, doorbell: Doorbell, bells: Iterable[tuple[str, str]]) -> int:
     """Ring the doorbells of outbox rows `(id, queue)`, whose transaction is committed; how many were rung.
 
     If the broker is away that is logged and the rest is left to the relay.
@@ -88,7 +88,7 @@ async def ring(database: Database, doorbell: Doorbell, bells: Iterable[tuple[str
         rung.append(id_)
     if rung:
         async with database.write() as session:
-            await session.execute(update(OutboxMessage).where(OutboxMessage.id.in_(rung)).values(sent_at=at))
+            await session.execute(update(OutboxMessage).where(OutboxMessage.id.in_(rung)).values(sent_at=clock.now()))
     return len(rung)
 
 
@@ -106,11 +106,11 @@ async def relay(database: Database, doorbell: Doorbell, *, at: datetime, ring_ag
         await session.flush()
         unsent = select(OutboxMessage).where(OutboxMessage.sent_at.is_(None)).order_by(OutboxMessage.id)
         bells = [(row.id, row.queue) for row in await session.scalars(unsent.limit(MAX_OUTBOX_A_ROUND))]
-    return await ring(database, doorbell, bells, at=at)
+    return await ring(database, doorbell, bells)
 
 
 async def _unheard(session: AsyncSession, before: datetime) -> Mapping[str, int]:
-    """How many jobs have waited since `before`, by queue; queues with a ring since then, done or still to do, are left out."""
+    """How many jobs have waited since `before`, by queue; queues with a ring since then, or one to come, are left out."""
     rung = select(OutboxMessage.queue).where(or_(OutboxMessage.sent_at.is_(None), OutboxMessage.sent_at >= before))
     waiting = select(Job.queue).where(Job.status == Status.QUEUED, Job.queued_at < before, Job.queue.not_in(rung))
     return Counter(await session.scalars(waiting))

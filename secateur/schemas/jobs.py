@@ -92,10 +92,3 @@ class Job(BaseModel):
     cancelling_at: datetime | None
     finished_at: datetime | None
 
-
-class Report(BaseModel):
-    """Facts per block and per linear: sparsity, error, fallbacks, seconds."""
-
-    job_id: str
-    object: Literal["report"] = "report"
-    report: dict[str, Any]

@@ -15,7 +15,7 @@ class Method(BaseModel):
     name: str
     object: Literal["method"] = "method"
     summary: str
-    paper: str | None = Field(description="Where it was published.", examples=["arXiv:2306.11695"])
+    paper: str | None = Field(description="Where it was published.", examples=["https://arxiv.org/abs/2306.11695"])
     patterns: list[str] = Field(examples=[["unstructured", "N:M"]])
     cost: str
     parameters: dict[str, Any] = Field(description="JSON Schema of what stands beside `name`.")

@@ -1,0 +1,207 @@
+"""`/v1/jobs`: submit, look, wait, list, cancel, retry, and what a job has left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from pydantic import AwareDatetime
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.accounts.auth import ArtifactsReader, JobsReader, JobsWriter
+from app.accounts.secrets import HUB_TOKEN, secret_of
+from app.jobs import dispatch, repository, service
+from app.jobs.idempotency import Answer, IdempotencyKey, Intent, first_answer, intent_of, once
+from app.jobs.models import Job as JobRow
+from app.jobs.models import OutboxMessage
+from app.jobs.repository import JobFilter
+from app.jobs.states import TERMINAL, Status
+from app.jobs.views import show
+from app.kit import clock
+from app.kit.errors import declare
+from app.kit.pagination import cut, read_cursor
+from app.kit.queries import METADATA_KEY, METADATA_PARAMETER
+from app.models import sources
+from app.parts import Parts, PartsDep
+from secateur.problems import ProblemError
+from secateur.recipes import PruneRecipe
+from secateur.schemas.artifacts import Artifact, ArtifactList
+from secateur.schemas.events import Event, EventList
+from secateur.schemas.jobs import Job
+from secateur.schemas.pages import Page
+
+LOOK_SECONDS = 0.25
+
+Queued = tuple[JobRow, OutboxMessage]
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_ADMISSION = (
+    "bad_request", "body_too_large", "idempotency_key_reused", "model_not_found", "model_gated", "hub_token_refused",
+    "hub_unavailable", "model_not_safetensors", "model_file_corrupt", "model_config_invalid", "remote_code_refused",
+    "unsupported_architecture", "model_too_large_for_disk", "pattern_does_not_divide", "sequence_too_long",
+    "calibration_text_too_short", "dataset_unavailable",
+)  # fmt: skip
+
+
+def _filter(
+    request: Request,
+    status: Annotated[list[Status], Query(description="Repeat it for several.")] = [],  # noqa: B006 (FastAPI copies it)
+    method: str | None = None,
+    model: str | None = None,
+    created_after: AwareDatetime | None = None,
+) -> JobFilter:
+    pairs = ((METADATA_KEY.fullmatch(name), value) for name, value in request.query_params.items())
+    labels = {match[1]: value for match, value in pairs if match}
+    return JobFilter(statuses=status, method=method, model=model, created_after=created_after, labels=labels)
+
+
+@router.post("", status_code=202, response_model=Job, responses=declare(*_ADMISSION))
+async def create_job(
+    recipe: PruneRecipe, parts: PartsDep, caller: JobsWriter, tasks: BackgroundTasks, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Submit a job. It is accepted when the model is found and fits the recipe, and then waits for a worker."""
+    intent = intent_of(caller.tenant.id, idempotency_key, "create_job", recipe.model_dump_json())
+    earlier = await first_answer(parts.database, intent, at=clock.now())
+    if earlier is not None:
+        return earlier.response()
+    async with parts.database.read() as session:
+        hub_token = await secret_of(session, caller.tenant.id, HUB_TOKEN, keyring=parts.keyring)
+    admitted = await sources.admit(recipe, tenant=caller.tenant, hub_token=hub_token, settings=parts.settings)
+
+    async def create(session: AsyncSession) -> Queued:
+        return await service.create(session, caller.tenant, admitted, at=clock.now())
+
+    return await _queue(parts, intent, create, tasks)
+
+
+@router.post("/{job_id}/retry", status_code=202, response_model=Job, responses=declare("not_found", "job_not_retryable"))
+async def retry_job(
+    job_id: str, parts: PartsDep, caller: JobsWriter, tasks: BackgroundTasks, idempotency_key: IdempotencyKey = None
+) -> Response:
+    """Submit the recipe of a failed, cancelled or expired job again, as a new job with `retry_of`."""
+    intent = intent_of(caller.tenant.id, idempotency_key, "retry_job", job_id)
+    earlier = await first_answer(parts.database, intent, at=clock.now())
+    if earlier is not None:
+        return earlier.response()
+
+    async def retry(session: AsyncSession) -> Queued:
+        return await service.retry(session, caller.tenant, job_id, at=clock.now())
+
+    return await _queue(parts, intent, retry, tasks)
+
+
+async def _queue(
+    parts: Parts, intent: Intent | None, create: Callable[[AsyncSession], Awaitable[Queued]], tasks: BackgroundTasks
+) -> Response:
+    """Commit what `create` makes, answer with the job, and ring the doorbell after that."""
+    bells: list[tuple[str, str]] = []
+
+    async def work(session: AsyncSession) -> Answer:
+        job, bell = await create(session)
+        bells.append((bell.id, bell.queue))
+        return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, show(job).model_dump(mode="json"))
+
+    answer = await once(parts.database, intent, work, at=clock.now())
+    tasks.add_task(dispatch.ring, parts.database, parts.doorbell, bells)
+    return answer.response()
+
+
+@router.post("/{job_id}/cancel", responses=declare("not_found", "job_not_cancellable"))
+async def cancel_job(job_id: str, parts: PartsDep, caller: JobsWriter) -> Job:
+    """Cancel a job: a queued one at once, a running one within seconds. Cancelling twice is no error."""
+    async with parts.database.write() as session:
+        job = await service.cancel(session, caller.tenant.id, job_id, at=clock.now())
+        return await _shown(session, job)
+
+
+@router.get("", responses=declare("validation_error"), openapi_extra={"parameters": [METADATA_PARAMETER]})
+async def list_jobs(
+    parts: PartsDep,
+    caller: JobsReader,
+    wanted: Annotated[JobFilter, Depends(_filter)],
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: str | None = None,
+) -> Page[Job]:
+    """Jobs, newest first."""
+    before = read_cursor(cursor, parts.keyring) if cursor is not None else None
+    async with parts.database.read() as session:
+        found = await repository.page(session, caller.tenant.id, wanted, before=before, limit=limit + 1)
+        rows, next_cursor = cut(found, limit, parts.keyring)
+        files = await repository.artifacts_of(session, [row.id for row in rows])
+    data = [show(row, files[row.id]) for row in rows]
+    return Page(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
+
+
+@router.get("/{job_id}", responses=declare("not_found"))
+async def get_job(
+    job_id: str,
+    request: Request,
+    parts: PartsDep,
+    caller: JobsReader,
+    wait: Annotated[float, Query(ge=0, description="Wait so many seconds for a change, or as long as is allowed.")] = 0,
+) -> Job:
+    """One job; with `wait`, as soon as it has changed, has ended, or the time is over."""
+    async with parts.database.read() as session:
+        job = await _found(session, caller.tenant.id, job_id)
+        if wait == 0 or job.status in TERMINAL:
+            return await _shown(session, job)
+        first = await repository.look(session, job_id)
+    deadline = asyncio.get_running_loop().time() + min(wait, parts.settings.api.max_wait_seconds)
+    while asyncio.get_running_loop().time() < deadline and not await request.is_disconnected():
+        await asyncio.sleep(LOOK_SECONDS)
+        async with parts.database.read() as session:
+            if await repository.look(session, job_id) != first:
+                break
+    async with parts.database.read() as session:
+        return await _shown(session, await _found(session, caller.tenant.id, job_id))
+
+
+@router.get("/{job_id}/events", responses=declare("not_found"))
+async def list_events(
+    job_id: str,
+    parts: PartsDep,
+    caller: JobsReader,
+    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="The `seq` of the last event that is known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> EventList:
+    """What happened to the job, oldest first."""
+    async with parts.database.read() as session:
+        await _found(session, caller.tenant.id, job_id)
+        events = await repository.events_after(session, job_id, after, limit + 1)
+    return EventList(data=[Event.model_validate(event) for event in events[:limit]], has_more=len(events) > limit)
+
+
+@router.get("/{job_id}/report", responses=declare("not_found", "job_not_finished"))
+async def get_report(job_id: str, parts: PartsDep, caller: JobsReader) -> dict[str, Any]:
+    """Facts per block and per linear: sparsity, error, fallbacks, seconds."""
+    async with parts.database.read() as session:
+        job = await _found(session, caller.tenant.id, job_id)
+        report = await repository.report_of(session, job_id)
+    if report is not None:
+        return report
+    if job.status in TERMINAL:
+        raise ProblemError("not_found", f"job {job_id} has {job.status} and left no report")
+    raise ProblemError("job_not_finished", f"job {job_id} is {job.status}; there is a report when it has succeeded")
+
+
+@router.get("/{job_id}/artifacts", responses=declare("not_found"))
+async def list_artifacts(job_id: str, parts: PartsDep, caller: ArtifactsReader) -> ArtifactList:
+    """The files that the job made: none before it has succeeded."""
+    async with parts.database.read() as session:
+        await _found(session, caller.tenant.id, job_id)
+        files = await repository.artifacts_of(session, [job_id])
+    return ArtifactList(data=[Artifact.model_validate(file) for file in files[job_id]])
+
+
+async def _found(session: AsyncSession, tenant_id: str, job_id: str) -> JobRow:
+    job = await repository.find(session, tenant_id, job_id)
+    if job is None:
+        raise service.missing(job_id)
+    return job
+
+
+async def _shown(session: AsyncSession, job: JobRow) -> Job:
+    return show(job, (await repository.artifacts_of(session, [job.id]))[job.id])

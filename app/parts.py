@@ -1,0 +1,49 @@
+"""What the service is made of while it runs: opened with the application, closed with it, handed to every request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.artifacts.store import Store, open_store
+from app.jobs.dispatch import Doorbell
+from app.kit.db import Database
+from app.kit.keyring import Keyring, load_keyring
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Shared by all requests; each opens sessions of its own on `database`."""
+
+    settings: Settings
+    database: Database
+    keyring: Keyring
+    doorbell: Doorbell
+    store: Store
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """The parts, for as long as the block lasts."""
+    database = Database(settings.database_url, pool_size=settings.database.pool_size)
+    doorbell = Doorbell(settings.broker.url)
+    try:
+        async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
+            yield Parts(settings, database, load_keyring(settings.keyring_file), doorbell, store)
+    finally:
+        await asyncio.to_thread(doorbell.close)
+        await database.close()
+
+
+def _parts_of(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsDep = Annotated[Parts, Depends(_parts_of)]
