@@ -10,8 +10,9 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 
+from app.kit import logs
 from app.settings import Settings
 from workers import drain
 from workers.lifeline import die_with_parent
@@ -34,6 +35,11 @@ app.conf.update(
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_hijack_root_logger=False,
 )
+
+
+@setup_logging.connect
+def _log_as_the_api_does(**_: Any) -> None:
+    logs.configure()
 
 
 @worker_process_init.connect

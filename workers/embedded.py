@@ -120,10 +120,26 @@ def _programs(state: Path, environ: Mapping[str, str], listener: socket.socket) 
     python = (sys.executable, "-m")
     # The API is handed the listening socket: while it restarts, connections wait instead of being refused.
     api = (*python, "uvicorn", "--factory", "app.main:create_app", "--fd", str(listener.fileno()), "--no-access-log")
-    worker = (*python, "celery", "-A", "workers.celery_app", "worker", "-P", "prefork", "-c", "1", "-Q", "default")
+    worker = (
+        *python,
+        "celery",
+        "-A",
+        "workers.celery_app",
+        "worker",
+        "-P",
+        "prefork",
+        "-c",
+        "1",
+        "-Q",
+        "default",
+        "--without-gossip",
+        "--without-mingle",
+        "--loglevel",
+        "INFO",
+    )
     return [
         Child("api", api, environ, logs / "api.log", fds=(listener.fileno(),)),
-        Child("worker", (*worker, "--loglevel", "INFO"), environ, logs / "worker.log"),
+        Child("worker", worker, environ, logs / "worker.log"),
         Child("scheduler", (*python, "workers.scheduler"), environ, logs / "scheduler.log"),
     ]
 

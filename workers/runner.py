@@ -17,9 +17,9 @@ def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
     """Run the engine as the order says: `recipe`, and the folders `source`, `texts`, `output` and `cache`."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
-    from secateur.pruning import pipeline  # noqa: PLC0415 (torch is loaded here, and nowhere else in the service)
+    from secateur.pruning.pipeline import run  # noqa: PLC0415 (torch is loaded here, and nowhere else in the service)
 
-    result = pipeline.run(
+    result = run(
         PruneRecipe.model_validate(order["recipe"]),
         source=Path(order["source"]),
         texts=Path(order["texts"]),
@@ -30,7 +30,7 @@ def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
     return {
         "metrics": result.metrics,
         "report": result.report,
-        "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in result.files],
+        "files": [{"name": file.path, "size": file.size, "sha256": file.sha256} for file in result.files],
     }
 
 

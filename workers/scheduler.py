@@ -14,7 +14,7 @@ import structlog
 
 from app.jobs.dispatch import Doorbell, relay
 from app.jobs.reaper import reap
-from app.kit import clock
+from app.kit import clock, logs
 from app.kit.db import Database
 from app.settings import Settings
 
@@ -55,6 +55,7 @@ async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:
 
 def main() -> None:
     """Run until SIGTERM or SIGINT."""
+    logs.configure()
 
     async def until_told() -> None:
         loop = asyncio.get_running_loop()
