@@ -1,0 +1,101 @@
+"""Perplexity by a stated protocol, streamed block by block like everything else."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from secateur.problems import ProblemError
+from secateur.pruning.calibration import TokenSet
+from secateur.pruning.streaming import MicroBatch, StreamedModel, run_block
+
+PROTOCOL_VERSION = 1  # raise it when the same model and tokens would give another number
+LOGITS_AT_ONCE = 1 << 25  # elements of a float32 slice of the logits: 128 MiB
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A perplexity, the seconds it took, and those that the blocks' forward took per token."""
+
+    perplexity: float
+    seconds: float
+    block_seconds_per_token: float
+
+
+def measure(model: StreamedModel, windows: Tensor, on_block: Callable[[int], None]) -> Measured:
+    """Perplexity: exp of the mean negative log-likelihood of every token but each window's first, given those before it in its window.
+
+    `windows`: (windows, sequence_length). `on_block` is told the number of blocks that are done. Raises ProblemError
+    `nonfinite_activation`.
+    """
+    started = time.monotonic()
+    batches = model.batches(windows)
+    blocks_began = time.monotonic()
+    for index in range(model.count):
+        with model.block(index) as block:
+            for batch in batches:
+                batch.hidden = run_block(block, index, batch)
+        on_block(index + 1)
+    per_token = (time.monotonic() - blocks_began) / windows.numel()
+    loss = sum(_loss(model, batch) for batch in batches)
+    predicted = windows.shape[0] * (windows.shape[1] - 1)
+    if not math.isfinite(loss):
+        raise ProblemError("nonfinite_activation", "The model's output on the evaluation text is not finite.")
+    value = math.exp(min(loss / predicted, 700.0))  # e^709 is more than a float holds
+    return Measured(value, time.monotonic() - started, per_token)
+
+
+def _loss(model: StreamedModel, batch: MicroBatch) -> float:
+    """Sum of the negative log-likelihoods of a micro-batch."""
+    hidden = model.leave(batch)[:, :-1].flatten(0, 1)  # (batch * (seq - 1), hidden)
+    targets = batch.tokens[:, 1:].flatten().to(hidden.device)  # (batch * (seq - 1),)
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    rows = max(1, LOGITS_AT_ONCE // vocabulary)
+    total = 0.0
+    for part, expected in zip(hidden.split(rows), targets.split(rows), strict=True):
+        logits = model.head(part).float()  # (rows, vocabulary)
+        total += float(torch.nn.functional.cross_entropy(logits, expected, reduction="none").double().sum())
+    return total
+
+
+def protocol(tokens: TokenSet, dtype: str) -> dict[str, str | int]:
+    """All that a perplexity depends on beside the model."""
+    windows, length = tokens.tokens.shape
+    return {
+        "dataset": tokens.dataset,
+        "sequence_length": length,
+        "windows": windows,
+        "tokens": windows * (length - 1),
+        "dtype": dtype,
+        "token_sha256": tokens.sha256,
+    }
+
+
+class PerplexityCache:
+    """Perplexities of dense models in a folder, by model digest, token set and protocol: each is computed once."""
+
+    def __init__(self, folder: Path, model_digest: str, stated: dict[str, str | int]) -> None:
+        key = f"{model_digest[:32]}-{str(stated['token_sha256'])[:32]}-{stated['dtype']}-v{PROTOCOL_VERSION}"
+        self._file = folder / f"{key}.json"
+
+    def get(self) -> float | None:
+        """The perplexity if it is known; a file that cannot be read counts as absent."""
+        try:
+            value = json.loads(self._file.read_text())["perplexity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return float(value)
+
+    def put(self, value: float) -> None:
+        """Keep `value`; the file appears whole or not at all."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".partial")
+        partial.write_text(json.dumps({"perplexity": value}))
+        partial.replace(self._file)

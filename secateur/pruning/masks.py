@@ -1,0 +1,63 @@
+"""Which weights go: masks over matrices of scores. True is removed; counts are exact; ties go by position, the first first."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.recipes import Sparsity
+
+Comparison = Literal["row", "layer"]
+
+
+def removal_mask(scores: Tensor, sparsity: Sparsity, comparison: Comparison) -> Tensor:
+    """The mask that `sparsity` asks for, lowest scores removed. `scores` and the mask are (out_features, in_features).
+
+    Unstructured: floor(in_features x target) of each row, or floor(elements x target) of the layer. N:M: M - N of each
+    M consecutive inputs of a row, whatever the comparison.
+    """
+    if sparsity.group:
+        return n_of_m(scores, *sparsity.group)
+    if comparison == "row":
+        return lowest_per_row(scores, count_of(scores.shape[1], sparsity.target))
+    return lowest_per_layer(scores, count_of(scores.numel(), sparsity.target))
+
+
+def count_of(total: int, fraction: float) -> int:
+    """floor(total x fraction), where a product that is whole but for rounding counts as whole (0.3 x 10 is 3)."""
+    return math.floor(total * fraction + 1e-9 * max(1, total))
+
+
+def lowest_per_row(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly the `count` lowest of each row, by (score, index). `scores` and the result are (rows, columns)."""
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(count, dim=1, keepdim=True).values  # (rows, 1)
+    below, ties = scores < threshold, scores == threshold
+    wanted = count - below.sum(dim=1, keepdim=True)  # (rows, 1)
+    if torch.equal(ties.sum(dim=1, keepdim=True), wanted):
+        return below | ties
+    return below | (ties & (ties.cumsum(dim=1) <= wanted))
+
+
+def lowest_per_layer(scores: Tensor, count: int) -> Tensor:
+    """Mark exactly the `count` lowest of the whole matrix, by (score, row-major index). (rows, columns) both."""
+    return lowest_per_row(scores.reshape(1, -1), count).reshape(scores.shape)  # (rows, columns)
+
+
+def n_of_m(scores: Tensor, kept: int, group: int) -> Tensor:
+    """Mark the `group` - `kept` lowest of each `group` consecutive columns, by (score, index).
+
+    `scores` and the result are (rows, columns); `group` divides columns. A score's rank is the number of scores in its
+    group that come before it: no sorting.
+    """
+    grouped = scores.unflatten(1, (-1, group))  # (rows, columns / group, group)
+    position = torch.arange(group, device=scores.device)
+    rank = torch.zeros_like(grouped, dtype=torch.int8)
+    for j in range(group):
+        other = grouped[..., j : j + 1]  # (rows, columns / group, 1)
+        rank += (other < grouped) | ((other == grouped) & (j < position))
+    return (rank < group - kept).flatten(1)  # (rows, columns)

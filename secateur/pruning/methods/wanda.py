@@ -1,0 +1,33 @@
+"""Wanda (arXiv 2306.11695): weights go by |weight| x input norm, compared within each output row."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.pruning.masks import removal_mask
+from secateur.pruning.methods import Pruned, relative_error, without
+from secateur.pruning.statistics import Statistics
+from secateur.recipes import Sparsity, Wanda
+
+
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
+    """|W_ij| ||X_j||_2 (the paper's equation 1), float32.
+
+    `weight`: (out_features, in_features); `norms`: each input's L2 norm over all tokens, (in_features,).
+    """
+    return weight.float().abs() * norms.float()
+
+
+class WandaMethod:
+    def __init__(self, parameters: Wanda, sparsity: Sparsity) -> None:
+        self._comparison, self._sparsity = parameters.comparison, sparsity
+
+    def prepare(self, statistics: Statistics | None) -> Tensor:
+        """Sums of squares of the inputs, (in_features,)."""
+        assert statistics is not None, "the registry says that Wanda observes norms"  # noqa: S101 - for the type checker
+        return statistics.squares
+
+    def prune(self, weight: Tensor, prepared: Tensor) -> Pruned:
+        removed = removal_mask(wanda_scores(weight, prepared.sqrt()), self._sparsity, self._comparison)
+        pruned = without(weight, removed)
+        return Pruned(pruned, removed, relative_error(weight, pruned, prepared), "diagonal")

@@ -1,0 +1,162 @@
+"""What is written beside the weights: config, report and model card. Nothing here depends on the clock or the machine."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from secateur import __version__
+from secateur.problems import ProblemError
+from secateur.pruning.headers import CONFIG, MAX_JSON_BYTES
+from secateur.pruning.registry import METHODS
+from secateur.pruning.verify import Facts
+from secateur.recipes import PruneRecipe
+
+REPORT = "compression_report.json"
+CARD = "README.md"
+
+# What a user needs beside the weights, copied as it is.
+COMPANIONS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+_DROPPED_FROM_CONFIG = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
+
+
+def write_config(config: Mapping[str, Any], dtype: str, into: Path) -> None:
+    """The source's config.json with the dtype that was written and nothing that asks for code or another format."""
+    kept = {key: value for key, value in config.items() if key not in _DROPPED_FROM_CONFIG}
+    write_json(into / CONFIG, kept | {"dtype": dtype})
+
+
+def copy_companions(source: Path, into: Path) -> None:
+    """Copy tokenizer, chat template and generation config. Raises ProblemError `model_config_invalid` for an absurd one."""
+    for name in COMPANIONS:
+        file = source / name
+        if not file.is_file():
+            continue
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ProblemError("model_config_invalid", f"{name} is larger than {MAX_JSON_BYTES} bytes.")
+        (into / name).write_bytes(file.read_bytes())
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Pretty JSON with a final newline."""
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def compression_report(recipe: PruneRecipe, model_digest: str, facts: Facts, blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was asked (without the owner's metadata), and what was done and measured, with seconds.
+
+    `blocks` are those of `blocks.BlockFacts`; each linear gets the zeros that its tensor has in the file.
+    """
+    asked = recipe.model_dump(mode="json", exclude={"metadata"})
+    for block in blocks:
+        for linear in block["linears"]:
+            linear["zeros"] = facts.zeros_of[linear["name"]]
+            linear["sparsity"] = linear["zeros"] / math.prod(linear["shape"])
+    return {
+        "schema_version": 1,
+        "made_by": f"secateur {__version__}",
+        "recipe": asked,
+        "base_model_sha256": model_digest,
+        "verification": {
+            "sparsity": facts.sparsity,
+            "zeros": facts.zeros,
+            "weights": facts.weights,
+            "untouched_tensors_identical": True,
+        },
+        "blocks": blocks,
+    }
+
+
+def timeless(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without its seconds: as it is written beside the weights, where the same job gives the same bytes."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key != "seconds"}
+        return [strip(item) for item in value] if isinstance(value, list | tuple) else value
+
+    stripped: dict[str, Any] = strip(document)
+    return stripped
+
+
+def model_card(recipe: PruneRecipe, report: Mapping[str, Any]) -> str:
+    """README.md of the pruned model."""
+    card, sparsity, model = METHODS[recipe.method.name], recipe.sparsity, recipe.model
+    base = f"base_model: {model.id}\nbase_model_relation: quantized\n" if model.source == "hub" else ""
+    revision = f", revision `{model.revision}`" if model.revision else ""
+    parameters = recipe.method.model_dump(exclude={"name"})
+    stated = ", ".join(f"{name} {value}" for name, value in parameters.items())
+    paper = f" ([paper]({card.paper}))" if card.paper else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags:
+- pruned
+- sparse
+- {card.name}
+---
+
+# {recipe.name}
+
+`{model.id}`{revision}, pruned by [Secateur](https://secateur.dev) {__version__}.
+
+| | |
+|---|---|
+| Method | {card.name}{paper}: {stated} |
+| Pattern | {sparsity.pattern} |
+| Sparsity of the pruned linears, measured in the file | {100 * report["verification"]["sparsity"]:.2f} % |
+| Data type | {recipe.output.dtype} |
+{_calibration_row(report)}{_perplexity_rows(report)}
+Every linear layer of the decoder blocks is pruned; embeddings, head and norms are those of the base model, bit for bit.
+`{REPORT}` tells each layer's sparsity and error.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+
+The weights are stored densely, with zeros where weights were removed: the model loads everywhere and compresses well, but a
+runtime without sparse kernels is no faster and needs no less memory than with the dense model. Pruning changes a model's
+behaviour; evaluate it on your task before you rely on it.
+"""
+
+
+def _calibration_row(report: Mapping[str, Any]) -> str:
+    calibration = report.get("calibration")
+    if not calibration:
+        return ""
+    return (
+        f"| Calibration | {calibration['dataset']}, {calibration['samples']} x {calibration['sequence_length']} tokens, "
+        f"seed {calibration['seed']} |\n"
+    )
+
+
+def _perplexity_rows(report: Mapping[str, Any]) -> str:
+    perplexity = report.get("perplexity")
+    if not perplexity:
+        return ""
+    stated = perplexity["protocol"]
+    return (
+        f"| Perplexity, dense | {perplexity['dense']:.3f} |\n"
+        f"| Perplexity, pruned | {perplexity['pruned']:.3f} |\n"
+        f"| Perplexity's protocol | {stated['dataset']}, {stated['windows']} windows of {stated['sequence_length']} tokens, "
+        f"{stated['dtype']}, tokens' sha256 `{stated['token_sha256'][:16]}…` |\n"
+    )

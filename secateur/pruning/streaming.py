@@ -1,0 +1,151 @@
+"""A causal language model of which one block at a time is in memory.
+
+The model is built without weights. Embeddings and head stay; a block's weights come when it is entered and go when it is
+left. What a block is called with is recorded once per micro-batch, verbatim, by running the model's own forward over
+blocks that only take notes: no code here knows what an architecture passes to its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from secateur.problems import ProblemError
+from secateur.pruning.checkpoint import Checkpoint
+from secateur.pruning.families import Family, block_count
+from secateur.pruning.quiet import quiet_transformers
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(slots=True)
+class MicroBatch:
+    """Some sequences on their way through the blocks.
+
+    `hidden`: what the next block takes, (batch, seq, hidden). `calls`: for each block the arguments beside it.
+    """
+
+    tokens: Tensor
+    hidden: Tensor
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+class StreamedModel:
+    """See the module. `checkpoint` and `family` say what the weights are called; `dtype` is that of every computation."""
+
+    def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: torch.device) -> None:
+        self._checkpoint, self._family, self._dtype, self._device = checkpoint, family, dtype, device
+        self.count = block_count(checkpoint.headers)
+        self.model = _without_weights(checkpoint.folder, dtype, device)
+        self._blocks: list[nn.Module] = list(self.model.get_submodule(family.blocks).children())
+        self._load_outside_blocks()
+
+    def _load_outside_blocks(self) -> None:
+        names = [name for name in self.model.state_dict() if not name.startswith(f"{self._family.blocks}.")]
+        weights = {name: self._read(name) for name in names if name in self._checkpoint}
+        _assign(self.model, weights, strict=False)
+        self.model.tie_weights()
+        outside = ((n, p) for n, p in self.model.named_parameters() if not n.startswith(f"{self._family.blocks}."))
+        if missing := next((name for name, parameter in outside if parameter.is_meta), None):
+            raise ProblemError("model_file_corrupt", f"The tensor '{missing}' is missing, which the model needs.")
+
+    def _read(self, name: str) -> Tensor:
+        return self._checkpoint.read(name, self._dtype, self._device)
+
+    def batches(self, tokens: Tensor) -> list[MicroBatch]:
+        """`tokens`, (sequences, seq), in micro-batches before the first block."""
+        size = max(1, BATCH_TOKENS // tokens.shape[1])
+        return [self.enter(part) for part in tokens.split(size)]
+
+    def enter(self, tokens: Tensor) -> MicroBatch:
+        """Embed `tokens`, (batch, seq), and note down what every block would be called with."""
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        first: list[Tensor] = []
+
+        def note(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            first.append(hidden)
+            calls.append((args, kwargs))
+            return hidden
+
+        self._forward_over(note, tokens)
+        return MicroBatch(tokens, first[0], calls)
+
+    def leave(self, batch: MicroBatch) -> Tensor:
+        """What the model makes of `batch.hidden` after the last block, before the head: (batch, seq, hidden)."""
+        return self._forward_over(lambda *_, **__: batch.hidden, batch.tokens)
+
+    @property
+    def head(self) -> nn.Module:
+        """The output embedding: (…, hidden) -> (…, vocabulary)."""
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
+
+    def _forward_over(self, stand_in: Callable[..., Tensor], tokens: Tensor) -> Tensor:
+        originals = [block.forward for block in self._blocks]
+        for block in self._blocks:
+            block.forward = stand_in
+        try:
+            output = self.model.base_model(input_ids=tokens.to(self._device), use_cache=False)
+        finally:
+            for block, forward in zip(self._blocks, originals, strict=True):
+                block.forward = forward
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """Block `index` with its weights, which go when the context is left."""
+        block, prefix = self._blocks[index], f"{self._family.block(index)}."
+        empty = block.state_dict()
+        if missing := next((name for name in empty if prefix + name not in self._checkpoint), None):
+            raise ProblemError("model_file_corrupt", f"The tensor '{prefix}{missing}' is missing, which the model needs.")
+        _assign(block, {name: self._read(prefix + name) for name in empty}, strict=True)
+        try:
+            yield block
+        finally:
+            block.load_state_dict(empty, assign=True)
+
+
+def run_block(block: nn.Module, index: int, batch: MicroBatch) -> Tensor:
+    """The block's output for `batch`, (batch, seq, hidden)."""
+    args, kwargs = batch.calls[index]
+    output = block(batch.hidden, *args, **kwargs)
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model on the meta device, but for the buffers that no checkpoint holds (rotary frequencies), which are made."""
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+                )
+            for name, buffer in model.named_non_persistent_buffers():
+                parent, _, leaf = name.rpartition(".")
+                model.get_submodule(parent).register_buffer(leaf, torch.empty_like(buffer, device=device), persistent=False)
+            model.initialize_weights()
+        except Exception as error:  # config.json is hostile input, and transformers raises what it likes
+            raise ProblemError(
+                "model_config_invalid", f"No model can be made from config.json: {type(error).__name__}: {error}"
+            ) from error
+    return model.eval().requires_grad_(False)
+
+
+def _assign(module: nn.Module, weights: dict[str, Tensor], *, strict: bool) -> None:
+    try:
+        module.load_state_dict(weights, strict=strict, assign=True)
+    except RuntimeError as error:
+        raise ProblemError(
+            "model_file_corrupt", f"The weights do not fit the model that config.json describes: {error}"
+        ) from error
+    module.requires_grad_(False)

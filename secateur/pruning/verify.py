@@ -1,0 +1,82 @@
+"""Facts about the written files: read again from the disk and held against what was asked and what came in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from secateur.problems import ProblemError
+from secateur.pruning.checkpoint import DTYPES, FORMAT_NAMES, Checkpoint
+from secateur.pruning.headers import FLOATS, read_model
+from secateur.recipes import PruneRecipe
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Measured in the files: zeros and weights of all pruned linears together, and zeros of each."""
+
+    zeros: int
+    weights: int
+    zeros_of: Mapping[str, int]
+
+    @property
+    def sparsity(self) -> float:
+        return self.zeros / self.weights
+
+
+def verify(folder: Path, source: Checkpoint, removed: Mapping[str, int], recipe: PruneRecipe) -> Facts:
+    """Check the checkpoint in `folder` against `source`.
+
+    `removed`: the number of weights removed from each pruned tensor. Every tensor is there with its shape and dtype; pruned
+    ones are finite, hold at least the zeros removed from them, none of them negative, and obey the pattern; all others are
+    the source's bit for bit (after the cast, if the dtype changes). Raises ProblemError `verification_failed`.
+    """
+    headers = read_model(folder)
+    if headers.tensors.keys() != source.headers.tensors.keys():
+        _fail("the file does not hold the same tensors as the source")
+    if headers.config.get("tie_word_embeddings") != source.headers.config.get("tie_word_embeddings"):
+        _fail("embeddings and head are no longer tied as they were")
+    dtype = DTYPES[recipe.output.dtype]
+    zeros_of: dict[str, int] = {}
+    with Checkpoint(folder, headers) as written:
+        for name, expected in source.headers.tensors.items():
+            found = headers.tensors[name]
+            wanted = FORMAT_NAMES[dtype] if expected.dtype in FLOATS else expected.dtype
+            if (found.dtype, found.shape) != (wanted, expected.shape):
+                _fail(f"'{name}' is {found.dtype} {found.shape}, not {wanted} {expected.shape}")
+            if name in removed:
+                zeros_of[name] = _check_pruned(name, written.read(name), removed[name], recipe.sparsity.group)
+            elif not torch.equal(_bits(written.read(name)), _bits(source.read(name, dtype))):
+                _fail(f"'{name}' was not to be touched and differs from the source")
+    weights = sum(headers.tensors[name].elements for name in removed)
+    return Facts(zeros=sum(zeros_of.values()), weights=weights, zeros_of=zeros_of)
+
+
+def _check_pruned(name: str, weight: Tensor, removed: int, group: tuple[int, int] | None) -> int:
+    """The number of zeros in `weight`, (out_features, in_features)."""
+    zero = weight == 0
+    count = int(zero.sum())
+    if count < removed:
+        _fail(f"'{name}' has {count} zeros where {removed} weights were removed")
+    if bool((torch.signbit(weight) & zero).any()):
+        _fail(f"'{name}' holds a negative zero")
+    if not bool(weight.isfinite().all()):
+        _fail(f"'{name}' holds a value that is not finite")
+    if group and int(zero.unflatten(1, (-1, group[1])).sum(dim=2).min()) < group[1] - group[0]:
+        _fail(f"'{name}' has a group of {group[1]} with fewer than {group[1] - group[0]} zeros")
+    return count
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(_BITS[tensor.element_size()])
+
+
+def _fail(what: str) -> NoReturn:
+    raise ProblemError("verification_failed", f"The written model is not what was asked for: {what}.")
