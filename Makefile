@@ -26,11 +26,15 @@ test: install ## Run every test, the demo model's included
 test-fast: install ## Run the tests but those of the demo model
 	@$(BIN)/pytest -m 'not real_model'
 
-check: install ## Lint, types, directions of import
+check: install ## Lint, types, directions of import, containers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/hadolint Dockerfile
+	@$(BIN)/compose-lint check docker-compose.yml
+	@if docker compose version >/dev/null 2>&1; then \
+	  POSTGRES_PASSWORD=x VALKEY_PASSWORD=x docker compose config --quiet; fi
 
 format: install ## Rewrite the code in the house's format
 	@$(BIN)/ruff check --fix .
