@@ -1,0 +1,149 @@
+"""What can be asked of the service, one function a call."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, RootModel
+
+from secateur._http import Call, Emit, Pause, Request, Stream, receive
+from secateur.errors import WaitTimeoutError
+from secateur.recipes import PruneRecipe
+from secateur.schemas.artifacts import Artifact, ArtifactList
+from secateur.schemas.events import Event, EventList
+from secateur.schemas.jobs import TERMINAL, Job
+from secateur.schemas.methods import Method, MethodList
+from secateur.schemas.models import Model
+from secateur.schemas.pages import Page
+
+WAIT_SECONDS = 20.0
+_SHORTEST_ROUND = 0.5
+
+Item = TypeVar("Item", bound=BaseModel)
+
+
+def create_job(recipe: PruneRecipe | Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Job]:
+    """Submit a job, which is queued when this returns.
+
+    `recipe` is a `PruneRecipe`, or the same as a mapping. The request carries an idempotency key (one of its own if none is
+    given), so that it is repeated safely when an answer is lost.
+    """
+    body = recipe.model_dump(mode="json") if isinstance(recipe, PruneRecipe) else dict(recipe)
+    return (yield from receive(Request("POST", "/v1/jobs", json=body, headers=_idempotent(idempotency_key)), Job))
+
+
+def get_job(job_id: str) -> Call[Job]:
+    """The job as it is now."""
+    return (yield from receive(Request("GET", _of_job(job_id)), Job))
+
+
+def list_jobs(
+    *,
+    status: Collection[str] = (),
+    method: str | None = None,
+    model: str | None = None,
+    created_after: datetime | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Stream[Job]:
+    """All jobs that match, newest first; pages are fetched as the loop needs them."""
+    named = {"method": method, "model": model, "created_after": created_after.isoformat() if created_after else None}
+    parameters = [("status", one) for one in status]
+    parameters += [(name, value) for name, value in named.items() if value is not None]
+    parameters += [(f"metadata[{key}]", value) for key, value in (metadata or {}).items()]
+    yield from _pages("/v1/jobs", parameters, Page[Job])
+
+
+def cancel_job(job_id: str) -> Call[Job]:
+    """Cancel a job: at once if it is queued, soon if it is running. May be repeated."""
+    return (yield from receive(Request("POST", f"{_of_job(job_id)}/cancel"), Job))
+
+
+def retry_job(job_id: str, *, idempotency_key: str | None = None) -> Call[Job]:
+    """A new job with the recipe of one that failed, expired or was cancelled."""
+    return (yield from receive(Request("POST", f"{_of_job(job_id)}/retry", headers=_idempotent(idempotency_key)), Job))
+
+
+def events_of_job(job_id: str, *, after: int = 0) -> Stream[Event]:
+    """What has happened to the job, oldest first, from the event behind number `after` on."""
+    more = True
+    while more:
+        page = yield from receive(Request("GET", f"{_of_job(job_id)}/events", (("after", str(after)),)), EventList)
+        for event in page.data:
+            after = event.seq
+            yield Emit(event)
+        more = page.has_more and bool(page.data)
+
+
+def watch_job(job_id: str) -> Stream[Job]:
+    """The job now, and again whenever it has changed, up to and with its end."""
+    job = yield from get_job(job_id)
+    yield Emit(job)
+    while job.status not in TERMINAL:
+        later = yield from _after_a_change(job_id, WAIT_SECONDS)
+        if later != job:
+            job = later
+            yield Emit(job)
+
+
+def wait_for_job(job_id: str, *, timeout: float = math.inf) -> Call[Job]:
+    """The job when it has ended, well or not: look at its `status`. Raises WaitTimeoutError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    job = yield from get_job(job_id)
+    while job.status not in TERMINAL:
+        left = min(deadline - time.monotonic(), WAIT_SECONDS)
+        if left <= 0:
+            raise WaitTimeoutError(f"Job {job_id} is still {job.status} after {timeout:g} seconds.")
+        job = yield from _after_a_change(job_id, left)
+    return job
+
+
+def report_of_job(job_id: str) -> Call[dict[str, Any]]:
+    """Facts per block and per linear: sparsity, error, fallbacks, seconds."""
+    return (yield from receive(Request("GET", f"{_of_job(job_id)}/report"), RootModel[dict[str, Any]])).root
+
+
+def artifacts_of_job(job_id: str) -> Call[list[Artifact]]:
+    """The files that the job made, by name."""
+    return (yield from receive(Request("GET", f"{_of_job(job_id)}/artifacts"), ArtifactList)).data
+
+
+def list_methods() -> Call[list[Method]]:
+    """The methods that can prune, with their parameters as JSON Schema."""
+    return (yield from receive(Request("GET", "/v1/methods"), MethodList)).data
+
+
+def list_models() -> Stream[Model]:
+    """The local models that can be pruned, and the pruned models."""
+    yield from _pages("/v1/models", [], Page[Model])
+
+
+def _pages(path: str, parameters: list[tuple[str, str]], shape: type[Page[Item]]) -> Stream[Item]:
+    cursor: str | None = ""
+    while cursor is not None:
+        page = yield from receive(Request("GET", path, [*parameters, *([("cursor", cursor)] if cursor else [])]), shape)
+        for item in page.data:
+            yield Emit(item)
+        cursor = page.next_cursor if page.has_more else None
+
+
+def _after_a_change(job_id: str, seconds: float) -> Call[Job]:
+    """The job after its next change, or after `seconds` if there is none."""
+    began = time.monotonic()
+    job = yield from receive(Request("GET", _of_job(job_id), (("wait", f"{seconds:.3f}"),), patience=seconds), Job)
+    if (spent := time.monotonic() - began) < min(seconds, _SHORTEST_ROUND):
+        yield Pause(min(seconds, _SHORTEST_ROUND) - spent)  # a job that changes without end, or a server that does not wait
+    return job
+
+
+def _of_job(job_id: str) -> str:
+    return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def _idempotent(key: str | None) -> Mapping[str, str]:
+    return {"Idempotency-Key": key or str(uuid.uuid4())}

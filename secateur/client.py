@@ -1,0 +1,299 @@
+"""The client of a Secateur service: `Client`, and `AsyncClient` for an event loop. Both can do the same.
+
+with Client() as client:
+    job = client.jobs.create(recipe)
+    job = client.jobs.wait(job.id)
+    client.jobs.download(job.id, "pruned")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+
+import httpx2
+
+from secateur import __version__, _calls
+from secateur._download import download
+from secateur._http import Call, Emit, Pause, Reply, Request, Stream, Work
+from secateur.connection import Connection, find
+from secateur.errors import UnreachableError
+
+PIECE_BYTES = 1 << 20
+
+F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+Step = TypeVar("Step")
+T = TypeVar("T")
+
+
+class _Driver:
+    """Carries out the steps of calls, one after the other, in the caller's thread."""
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self._timeout = timeout
+        self.http = httpx2.Client(base_url=connection.url, headers=_headers(connection))
+
+    def run(self, call: Call[T]) -> T:
+        with closing(call):
+            step = _resume(call)
+            while not isinstance(step, _Result):
+                step = _resume(call, self._do(step))
+            return step.value
+
+    def iterate(self, stream: Stream[T]) -> Iterator[T]:
+        with closing(stream):
+            step = _resume(stream)
+            while not isinstance(step, _Result):
+                if isinstance(step, Emit):
+                    yield step.item
+                    step = _resume(stream)
+                else:
+                    step = _resume(stream, self._do(step))
+
+    def _do(self, step: Request | Pause | Work) -> Any:
+        match step:
+            case Request():
+                return self._send(step)
+            case Pause():
+                return time.sleep(step.seconds)
+            case Work():
+                return step.function()
+
+    def _send(self, request: Request) -> Reply | UnreachableError:
+        try:
+            with self.http.stream(**_arguments(request, self._timeout)) as response:
+                head = _head(response)
+                if request.into is None or response.is_error:
+                    return Reply(head.status, head.headers, response.read())
+                write = request.into(head)
+                for piece in response.iter_raw(PIECE_BYTES):
+                    write(piece)
+                return head
+        except httpx2.HTTPError as error:
+            return _unreachable(self.http.base_url, error)
+
+
+class _AsyncDriver:
+    """Carries out the steps of calls on an event loop; what blocks goes to a thread."""
+
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self._timeout = timeout
+        self.http = httpx2.AsyncClient(base_url=connection.url, headers=_headers(connection))
+
+    async def run(self, call: Call[T]) -> T:
+        with closing(call):
+            step = _resume(call)
+            while not isinstance(step, _Result):
+                step = _resume(call, await self._do(step))
+            return step.value
+
+    async def iterate(self, stream: Stream[T]) -> AsyncIterator[T]:
+        with closing(stream):
+            step = _resume(stream)
+            while not isinstance(step, _Result):
+                if isinstance(step, Emit):
+                    yield step.item
+                    step = _resume(stream)
+                else:
+                    step = _resume(stream, await self._do(step))
+
+    async def _do(self, step: Request | Pause | Work) -> Any:
+        match step:
+            case Request():
+                return await self._send(step)
+            case Pause():
+                return await asyncio.sleep(step.seconds)
+            case Work():
+                return await asyncio.to_thread(step.function)
+
+    async def _send(self, request: Request) -> Reply | UnreachableError:
+        try:
+            async with self.http.stream(**_arguments(request, self._timeout)) as response:
+                head = _head(response)
+                if request.into is None or response.is_error:
+                    return Reply(head.status, head.headers, await response.aread())
+                write = request.into(head)
+                async for piece in response.aiter_raw(PIECE_BYTES):
+                    await asyncio.to_thread(write, piece)
+                return head
+        except httpx2.HTTPError as error:
+            return _unreachable(self.http.base_url, error)
+
+
+class _Blocking:
+    def __init__(self, driver: _Driver) -> None:
+        self._driver = driver
+
+
+class _Async:
+    def __init__(self, driver: _AsyncDriver) -> None:
+        self._driver = driver
+
+
+def _told_as(call: Callable[..., Any]) -> Callable[[F], F]:
+    """`functools.wraps` for a method made of a function: it has the function's parameters behind `self`."""
+
+    def tell(method: F) -> F:
+        told = inspect.signature(call)
+        itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+        update_wrapper(method, call)
+        parameters = [itself, *told.parameters.values()]
+        method.__dict__["__signature__"] = told.replace(parameters=parameters, return_annotation=told.empty)
+        return method
+
+    return tell
+
+
+def _blocking(call: Callable[P, Call[T]]) -> Callable[Concatenate[_Blocking, P], T]:
+    @_told_as(call)
+    def method(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._driver.run(call(*args, **kwargs))
+
+    return method
+
+
+def _blocking_loop(stream: Callable[P, Stream[T]]) -> Callable[Concatenate[_Blocking, P], Iterator[T]]:
+    @_told_as(stream)
+    def method(self: _Blocking, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        return self._driver.iterate(stream(*args, **kwargs))
+
+    return method
+
+
+def _async(call: Callable[P, Call[T]]) -> Callable[Concatenate[_Async, P], Awaitable[T]]:
+    @_told_as(call)
+    async def method(self: _Async, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._driver.run(call(*args, **kwargs))
+
+    return method
+
+
+def _async_loop(stream: Callable[P, Stream[T]]) -> Callable[Concatenate[_Async, P], AsyncIterator[T]]:
+    @_told_as(stream)
+    def method(self: _Async, /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+        return self._driver.iterate(stream(*args, **kwargs))
+
+    return method
+
+
+class Jobs(_Blocking):
+    """Submit jobs, follow them, and bring home what they made."""
+
+    create = _blocking(_calls.create_job)
+    get = _blocking(_calls.get_job)
+    list = _blocking_loop(_calls.list_jobs)
+    cancel = _blocking(_calls.cancel_job)
+    retry = _blocking(_calls.retry_job)
+    events = _blocking_loop(_calls.events_of_job)
+    watch = _blocking_loop(_calls.watch_job)
+    wait = _blocking(_calls.wait_for_job)
+    report = _blocking(_calls.report_of_job)
+    artifacts = _blocking(_calls.artifacts_of_job)
+    download = _blocking(download)
+
+
+class AsyncJobs(_Async):
+    """Submit jobs, follow them, and bring home what they made."""
+
+    create = _async(_calls.create_job)
+    get = _async(_calls.get_job)
+    list = _async_loop(_calls.list_jobs)
+    cancel = _async(_calls.cancel_job)
+    retry = _async(_calls.retry_job)
+    events = _async_loop(_calls.events_of_job)
+    watch = _async_loop(_calls.watch_job)
+    wait = _async(_calls.wait_for_job)
+    report = _async(_calls.report_of_job)
+    artifacts = _async(_calls.artifacts_of_job)
+    download = _async(download)
+
+
+class Client(_Blocking):
+    """A service, spoken to by blocking calls."""
+
+    methods = _blocking(_calls.list_methods)
+    models = _blocking_loop(_calls.list_models)
+
+    def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
+        """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
+        super().__init__(_Driver(find(base_url, api_key), timeout))
+        self.jobs = Jobs(self._driver)
+
+    def close(self) -> None:
+        self._driver.http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncClient(_Async):
+    """A service, spoken to on an event loop."""
+
+    methods = _async(_calls.list_methods)
+    models = _async_loop(_calls.list_models)
+
+    def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
+        """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
+        super().__init__(_AsyncDriver(find(base_url, api_key), timeout))
+        self.jobs = AsyncJobs(self._driver)
+
+    async def close(self) -> None:
+        await self._driver.http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Result(Generic[T]):
+    value: T
+
+
+def _resume(call: Generator[Step, Any, T], answer: Any = None) -> Step | _Result[T]:
+    """The call's next step, or what it returned."""
+    try:
+        return call.send(answer)
+    except StopIteration as end:
+        return _Result(end.value)
+
+
+def _headers(connection: Connection) -> dict[str, str]:
+    return {
+        "Authorization": f"Bearer {connection.key}",
+        "User-Agent": f"secateur/{__version__}",
+        "Accept": "application/json",
+    }
+
+
+def _arguments(request: Request, timeout: float) -> dict[str, Any]:
+    return {
+        "method": request.method,
+        "url": request.path,
+        "params": list(request.parameters),
+        "json": request.json,
+        "headers": dict(request.headers),
+        "timeout": timeout + request.patience,
+        # Bytes may lie elsewhere; a redirect to another host is not shown the key.
+        "follow_redirects": request.into is not None,
+    }
+
+
+def _head(response: httpx2.Response) -> Reply:
+    return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()})
+
+
+def _unreachable(url: httpx2.URL, error: httpx2.HTTPError) -> UnreachableError:
+    return UnreachableError(f"The service at {url} cannot be reached: {str(error) or type(error).__name__}")
