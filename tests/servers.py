@@ -49,19 +49,8 @@ def serve_postgresql() -> Iterator[str]:
         if user:
             Path(folder).chmod(0o755)
             shutil.chown(data, user)
-        make = [
-            programs / "initdb",
-            "-D",
-            data,
-            "-A",
-            "trust",
-            "-U",
-            "postgres",
-            "-E",
-            "UTF8",
-            "--locale=C.UTF-8",
-            "--no-sync",
-        ]
+        make = [str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync"]
+        make.append("--locale=C.UTF-8")
         subprocess.run(make, user=user, cwd=data, check=True, stdout=subprocess.DEVNULL)
         port = free_port()
         options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
