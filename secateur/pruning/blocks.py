@@ -1,10 +1,10 @@
-"""The block loop: load a block, run the calibration set through it once, prune its linears as their inputs arrive, write it."""
+"""The block loop: load a block, run the calibration set through it, prune its linears as their inputs arrive, write it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,9 @@ class BlockFacts:
     seconds: float = 0.0
     linears: list[LinearFacts] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def prune_blocks(
-    recipe: PruneRecipe, source: Checkpoint, family: Family, tokens: Tensor | None, shards: Path, narrator: Narrator
+    recipe: PruneRecipe, source: Checkpoint, family: Family, *, tokens: Tensor | None, shards: Path, narrator: Narrator
 ) -> list[BlockFacts]:
     """Prune every block of `source` and write each as a file into the folder `shards`.
 
@@ -108,9 +105,9 @@ class _BlockPruner:
         index = self._facts.block
 
         def prune(group: Group, inputs: Iterator[Tensor]) -> None:
-            linears = [block.get_submodule(name) for name in group]
+            linears = [_linear(block, name) for name in group]
             names = [f"{self._family.block(index)}.{name}.weight" for name in group]
-            statistics = observer(self._observes, linears[0].weight.shape[1], self._device)
+            statistics = observer(self._observes, linears[0].in_features, self._device)
             for part in inputs:
                 statistics.add(part)
             if not bool(statistics.squares.isfinite().all()):
@@ -150,6 +147,13 @@ class _BlockPruner:
     def end(self) -> BlockFacts:
         self._facts.seconds = time.monotonic() - self._started
         return self._facts
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    module = block.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise ProblemError("unsupported_architecture", f"'{name}' is a {type(module).__name__}, where a linear is needed.")
+    return module
 
 
 def _nonfinite(index: int, where: str) -> ProblemError:

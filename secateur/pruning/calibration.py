@@ -61,8 +61,8 @@ def calibration_set(tokens: Tensor, wanted: Calibration) -> TokenSet:
         raise at(
             "/calibration/samples",
             "calibration_text_too_short",
-            f"{wanted.samples} x {length} tokens were asked for; the calibration text of '{wanted.dataset}' has {len(tokens)}, "
-            f"enough for {available} x {length}.",
+            f"{wanted.samples} x {length} tokens were asked for; the calibration text of '{wanted.dataset}' has "
+            f"{len(tokens)}, enough for {available} x {length}.",
             hint=f"Ask for at most {available} samples of this length, or use a larger set." if available else None,
         )
     offset = generator.randrange(len(tokens) - available * length + 1)

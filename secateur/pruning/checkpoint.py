@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from secateur.pruning.headers import ELEMENT_BYTES, FLOATS, INDEX, SINGLE, ModelHeaders, read_header
+from secateur.pruning.headers import CONFIG, ELEMENT_BYTES, FLOATS, INDEX, SINGLE, ModelHeaders, read_header
 
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FORMAT_NAMES: Mapping[torch.dtype, str] = {
@@ -44,11 +45,20 @@ class Checkpoint:
         self._files.clear()
         self._stack.close()
 
+    @cached_property
+    def sha256(self) -> str:
+        """One digest for the model: over config.json and the weight files, in order."""
+        whole = hashlib.sha256()
+        for name in (CONFIG, *self.headers.files):
+            with (self.folder / name).open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+        return whole.hexdigest()
+
     def __contains__(self, name: str) -> bool:
         return name in self.headers.tensors
 
     def read(self, name: str, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-        """A tensor by name, floats cast to `dtype`. On the CPU and without a cast it is the mapped file: never write to it."""
+        """A tensor by name, floats cast to `dtype`. Neither cast nor moved, it is the mapped file: never write to it."""
         header = self.headers.tensors[name]
         if header.file not in self._files:
             self._files[header.file] = self._stack.enter_context(safe_open(self.folder / header.file, framework="pt"))
@@ -72,7 +82,7 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def gather(shards: list[Path], into: Path) -> None:
-    """Make of `shards` an ordinary checkpoint in the folder `into`: one file, or an index and the shards, moved and numbered."""
+    """Make of `shards` an ordinary checkpoint in the folder `into`: one file, or an index and the shards, numbered."""
     headers = {shard: read_header(shard) for shard in shards}
     total = sum(tensor.end - tensor.start for found in headers.values() for tensor in found.values())
     if total <= SINGLE_FILE_BYTES:
@@ -96,8 +106,7 @@ def gather(shards: list[Path], into: Path) -> None:
 
 def _entry_of(tensor: Tensor) -> _Entry:
     def chunks() -> Iterator[memoryview]:
-        flat = tensor.detach().cpu().contiguous().flatten()
-        yield memoryview(flat.view(torch.uint8).numpy())
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
     return _Entry(FORMAT_NAMES[tensor.dtype], tuple(tensor.shape), tensor.nbytes, chunks)
 

@@ -30,10 +30,10 @@ class Measured:
 
 
 def measure(model: StreamedModel, windows: Tensor, on_block: Callable[[int], None]) -> Measured:
-    """Perplexity: exp of the mean negative log-likelihood of every token but each window's first, given those before it in its window.
+    """Perplexity: exp of the mean negative log-likelihood of each token given those before it in its window.
 
-    `windows`: (windows, sequence_length). `on_block` is told the number of blocks that are done. Raises ProblemError
-    `nonfinite_activation`.
+    A window's first token is given, not predicted. `windows`: (windows, sequence_length). `on_block` is told the number of
+    blocks that are done. Raises ProblemError `nonfinite_activation`.
     """
     started = time.monotonic()
     batches = model.batches(windows)
@@ -59,7 +59,7 @@ def _loss(model: StreamedModel, batch: MicroBatch) -> float:
     vocabulary = model.model.get_output_embeddings().weight.shape[0]
     rows = max(1, LOGITS_AT_ONCE // vocabulary)
     total = 0.0
-    for part, expected in zip(hidden.split(rows), targets.split(rows), strict=True):
+    for part, expected in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
         logits = model.head(part).float()  # (rows, vocabulary)
         total += float(torch.nn.functional.cross_entropy(logits, expected, reduction="none").double().sum())
     return total

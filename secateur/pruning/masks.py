@@ -1,4 +1,4 @@
-"""Which weights go: masks over matrices of scores. True is removed; counts are exact; ties go by position, the first first."""
+"""Which weights go: masks over matrices of scores. True is removed; counts are exact; of ties the first goes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def n_of_m(scores: Tensor, kept: int, group: int) -> Tensor:
     `scores` and the result are (rows, columns); `group` divides columns. A score's rank is the number of scores in its
     group that come before it: no sorting.
     """
-    grouped = scores.unflatten(1, (-1, group))  # (rows, columns / group, group)
+    grouped = scores.view(len(scores), -1, group)  # (rows, columns / group, group)
     position = torch.arange(group, device=scores.device)
     rank = torch.zeros_like(grouped, dtype=torch.int8)
     for j in range(group):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from secateur import __version__
 from secateur.problems import ProblemError
+from secateur.pruning.blocks import BlockFacts
+from secateur.pruning.calibration import TokenSet
 from secateur.pruning.headers import CONFIG, MAX_JSON_BYTES
 from secateur.pruning.registry import METHODS
 from secateur.pruning.verify import Facts
@@ -56,29 +59,49 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def compression_report(recipe: PruneRecipe, model_digest: str, facts: Facts, blocks: list[dict[str, Any]]) -> dict[str, Any]:
-    """What was asked (without the owner's metadata), and what was done and measured, with seconds.
-
-    `blocks` are those of `blocks.BlockFacts`; each linear gets the zeros that its tensor has in the file.
-    """
+def compression_report(
+    recipe: PruneRecipe,
+    model_sha256: str,
+    facts: Facts,
+    *,
+    blocks: list[BlockFacts],
+    calibration: TokenSet | None,
+    perplexity: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What was asked (without the owner's metadata), and what was done and measured, with seconds."""
     asked = recipe.model_dump(mode="json", exclude={"metadata"})
-    for block in blocks:
-        for linear in block["linears"]:
-            linear["zeros"] = facts.zeros_of[linear["name"]]
-            linear["sparsity"] = linear["zeros"] / math.prod(linear["shape"])
-    return {
+    told: dict[str, Any] = {
         "schema_version": 1,
         "made_by": f"secateur {__version__}",
         "recipe": asked,
-        "base_model_sha256": model_digest,
+        "base_model_sha256": model_sha256,
         "verification": {
             "sparsity": facts.sparsity,
             "zeros": facts.zeros,
             "weights": facts.weights,
             "untouched_tensors_identical": True,
         },
-        "blocks": blocks,
     }
+    if calibration:
+        told["calibration"] = asked["calibration"] | {"token_sha256": calibration.sha256}
+    if perplexity:
+        told["perplexity"] = dict(perplexity)
+    told["blocks"] = [_block(block, facts) for block in blocks]
+    return told
+
+
+def _block(block: BlockFacts, facts: Facts) -> dict[str, Any]:
+    document = asdict(block)
+    for linear in document["linears"]:
+        linear["zeros"] = facts.zeros_of[linear["name"]]
+        linear["sparsity"] = linear["zeros"] / math.prod(linear["shape"])
+    return document
+
+
+def write_report_and_card(into: Path, recipe: PruneRecipe, document: Mapping[str, Any]) -> None:
+    """Write the report, without its seconds, and the model card made from it."""
+    write_json(into / REPORT, timeless(document))
+    (into / CARD).write_text(model_card(recipe, document), encoding="utf-8")
 
 
 def timeless(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +119,7 @@ def timeless(document: Mapping[str, Any]) -> dict[str, Any]:
 def model_card(recipe: PruneRecipe, report: Mapping[str, Any]) -> str:
     """README.md of the pruned model."""
     card, sparsity, model = METHODS[recipe.method.name], recipe.sparsity, recipe.model
-    base = f"base_model: {model.id}\nbase_model_relation: quantized\n" if model.source == "hub" else ""
+    base = f"base_model: {model.id}\n" if model.source == "hub" else ""
     revision = f", revision `{model.revision}`" if model.revision else ""
     parameters = recipe.method.model_dump(exclude={"name"})
     stated = ", ".join(f"{name} {value}" for name, value in parameters.items())
@@ -121,7 +144,8 @@ pipeline_tag: text-generation
 | Sparsity of the pruned linears, measured in the file | {100 * report["verification"]["sparsity"]:.2f} % |
 | Data type | {recipe.output.dtype} |
 {_calibration_row(report)}{_perplexity_rows(report)}
-Every linear layer of the decoder blocks is pruned; embeddings, head and norms are those of the base model, bit for bit.
+Every linear layer of the decoder blocks is pruned; embeddings, head, norms and biases are the base model's, unchanged but for
+the data type.
 `{REPORT}` tells each layer's sparsity and error.
 
 ## Use

@@ -67,7 +67,7 @@ def _exact_products_of(dtype: torch.dtype) -> Iterator[None]:
     Such products are exact in float32 and are summed in float32, so the result is no worse than that of a float32 product,
     and where the CPU has the units (AMX, AVX512-BF16) it is there three times as soon.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # torch puts it there at run time
     before = matmul.fp32_precision
     if dtype == torch.bfloat16:
         matmul.fp32_precision = "bf16"

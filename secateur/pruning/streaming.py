@@ -62,7 +62,7 @@ class StreamedModel:
     def batches(self, tokens: Tensor) -> list[MicroBatch]:
         """`tokens`, (sequences, seq), in micro-batches before the first block."""
         size = max(1, BATCH_TOKENS // tokens.shape[1])
-        return [self.enter(part) for part in tokens.split(size)]
+        return [self.enter(part) for part in torch.split(tokens, size)]
 
     def enter(self, tokens: Tensor) -> MicroBatch:
         """Embed `tokens`, (batch, seq), and note down what every block would be called with."""

@@ -69,7 +69,7 @@ def _check_pruned(name: str, weight: Tensor, removed: int, group: tuple[int, int
         _fail(f"'{name}' holds a negative zero")
     if not bool(weight.isfinite().all()):
         _fail(f"'{name}' holds a value that is not finite")
-    if group and int(zero.unflatten(1, (-1, group[1])).sum(dim=2).min()) < group[1] - group[0]:
+    if group and int(zero.view(len(zero), -1, group[1]).sum(dim=2).min()) < group[1] - group[0]:
         _fail(f"'{name}' has a group of {group[1]} with fewer than {group[1] - group[0]} zeros")
     return count
 

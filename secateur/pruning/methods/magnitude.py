@@ -22,7 +22,7 @@ class MagnitudeMethod:
     def prepare(self, statistics: Statistics | None) -> None:
         """Linears share nothing: the inputs are not looked at."""
 
-    def prune(self, weight: Tensor, prepared: None) -> Pruned:
+    def prune(self, weight: Tensor, prepared: None) -> Pruned:  # noqa: ARG002 - the protocol of every method
         removed = removal_mask(magnitude_scores(weight), self._sparsity, self._comparison)
         pruned = without(weight, removed)
         return Pruned(pruned, removed, relative_error(weight, pruned, None), "weights")

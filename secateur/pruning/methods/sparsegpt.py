@@ -68,9 +68,9 @@ def inverse_factor(gram: Tensor, damping: float) -> Factor:
 def sparsegpt(weight: Tensor, factor: Factor, sparsity: Sparsity, block_size: int) -> tuple[Tensor, Tensor]:
     """The pruned weight in float32 and its mask of removed weights, both (out_features, in_features).
 
-    Unstructured: in each block of `block_size` columns the lowest W^2 / U_jj^2 of all rows together are removed; so many that
-    after each block floor(columns so far x rows x target) are. N:M: M - N of each group of columns, chosen when the sweep
-    reaches it. `block_size` is rounded down to a multiple of M, but not below M.
+    Unstructured: in each block of `block_size` columns the lowest W^2 / U_jj^2 of all rows together are removed, so many
+    that after each block floor(columns so far x rows x target) are. N:M: M - N of each group of columns, chosen when the
+    sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M.
     """
     _, columns = weight.shape
     group = sparsity.group
