@@ -1,0 +1,56 @@
+"""`secateur jobs`, `cancel`, `retry`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from secateur import Client
+from secateur.cli.output import AsJson, print_json, print_table, stdout, summary_of
+from secateur.schemas.jobs import Job
+
+JobId = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
+
+
+def jobs(
+    status: Annotated[list[str] | None, typer.Option(help="Only jobs in this state; may be repeated.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only jobs of this method.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only jobs on this model.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest first.", min=1)] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with Client() as client:
+        found = list(islice(client.jobs.list(status=status or (), method=method, model=model), limit))
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("job", "created", "model", "method", "state"), map(_row, found), nothing="There are no such jobs.")
+
+
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job: at once if it is queued, soon if it is running."""
+    with Client() as client:
+        _tell(client.jobs.cancel(job_id), as_json)
+
+
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Submit the recipe of a failed, cancelled or expired job again."""
+    with Client() as client:
+        _tell(client.jobs.retry(job_id), as_json)
+
+
+def _tell(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+    else:
+        stdout.print(f"{job.id} is {job.status}", soft_wrap=True)
+
+
+def _row(job: Job) -> tuple[str, ...]:
+    recipe = job.recipe
+    amount = recipe.sparsity.pattern if recipe.sparsity.group else f"{recipe.sparsity.target:g}"
+    created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M}"
+    return job.id, created, recipe.model.id, f"{recipe.method.name} {amount}", summary_of(job)
