@@ -50,9 +50,10 @@ def configure(level: int = logging.INFO) -> None:
         handler = _StandardError()
         handler.setFormatter(formatter)
         root.addHandler(handler)
-    for name in ("uvicorn", "uvicorn.error"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+        # Every request has its line already, with its id.
+        logging.getLogger(name).propagate = name != "uvicorn.access"
 
 
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:

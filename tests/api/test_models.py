@@ -1,0 +1,90 @@
+"""`/v1/models`: what can be pruned, why not if it cannot, and what was pruned."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from app.accounts.keys import Scope
+from app.jobs import claims
+from app.jobs.claims import NewArtifact
+from app.kit import clock
+from tests.api.conftest import Service
+from tests.api.jobs import make_job, make_key, make_tenant
+from tests.api.models import write_model
+
+LEASE = timedelta(seconds=30)
+
+
+async def models(service: Service) -> dict[str, dict[str, Any]]:
+    response = await service.client.get("/v1/models")
+    assert response.status_code == 200, response.text
+    return {model["id"]: model for model in response.json()["data"]}
+
+
+async def succeed(service: Service, *, size: int, sparsity: float | None = None) -> str:
+    await make_job(service.database, service.tenant)
+    async with service.database.write() as session:
+        job = await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=clock.now())
+        assert job is not None
+        metrics = {"sparsity": sparsity} if sparsity is not None else {}
+        files = [NewArtifact("model.safetensors", size, "0" * 64), NewArtifact("config.json", 5, "1" * 64)]
+        await claims.succeed(session, job.id, job.attempt, metrics=metrics, report={}, artifacts=files, at=clock.now())
+        return job.id
+
+
+async def test_a_local_model_is_described(service: Service) -> None:
+    tiny = (await models(service))["tiny"]
+    assert tiny["source"] == "local"
+    assert tiny["architecture"] == "LlamaForCausalLM"
+    assert tiny["problem"] is None
+    assert tiny["bytes"] == 4 * tiny["parameters"] > 0
+
+
+async def test_a_model_that_cannot_be_pruned_says_why(service: Service) -> None:
+    root = service.settings.models_root
+    write_model(root / "coded", auto_map={"AutoModel": "evil.Model"})
+    write_model(root / "group" / "strange", architectures=["GPT2LMHeadModel"])
+    broken = write_model(root / "broken")
+    (broken / "model.safetensors").write_bytes(b"short")
+    pickled = root / "pickled"
+    pickled.mkdir()
+    (pickled / "config.json").write_text("{}")
+    (pickled / "pytorch_model.bin").write_bytes(b"")
+    found = await models(service)
+    assert {name: model["problem"] and model["problem"]["code"] for name, model in found.items()} == {
+        "broken": "model_file_corrupt",
+        "coded": "remote_code_refused",
+        "group/strange": "unsupported_architecture",
+        "pickled": "model_not_safetensors",
+        "tiny": None,
+    }
+    assert found["group/strange"]["architecture"] == "GPT2LMHeadModel"
+
+
+async def test_folders_that_no_recipe_can_name_are_left_out(service: Service) -> None:
+    write_model(service.settings.models_root / ".hidden" / "tiny")
+    write_model(service.settings.models_root / "with space")
+    assert set(await models(service)) == {"tiny"}
+
+
+async def test_a_pruned_model_is_the_newest_job_of_its_name(service: Service) -> None:
+    await succeed(service, size=100)
+    newest = await succeed(service, size=200, sparsity=0.498)
+    pruned = (await models(service))["default/tiny-wanda-50"]
+    assert pruned["job_id"] == newest
+    assert (pruned["bytes"], pruned["sparsity"], pruned["method"]) == (205, 0.498, "wanda")
+    assert pruned["base"] == {"source": "local", "id": "tiny", "revision": None}
+
+
+async def test_other_tenants_see_neither(service: Service) -> None:
+    await succeed(service, size=100)
+    other = await make_tenant(service.database, "other", reads_local_models=False)
+    async with service.client_with(await make_key(service.database, other, service.keyring)) as client:
+        assert (await client.get("/v1/models")).json()["data"] == []
+
+
+async def test_the_key_needs_the_scope(service: Service) -> None:
+    key = await make_key(service.database, service.tenant, service.keyring, [Scope.JOBS_READ])
+    async with service.client_with(key) as client:
+        assert (await client.get("/v1/models")).json()["code"] == "forbidden"
