@@ -19,7 +19,7 @@ from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
 from secateur.schemas.jobs import TERMINAL, Job
 from secateur.schemas.methods import Method, MethodList
-from secateur.schemas.models import Model
+from secateur.schemas.models import Model, ModelPage
 from secateur.schemas.pages import Page
 
 WAIT_SECONDS = 20.0
@@ -120,7 +120,7 @@ def list_methods() -> Call[list[Method]]:
 
 def list_models() -> Stream[Model]:
     """The local models that can be pruned, and the pruned models."""
-    yield from _pages("/v1/models", [], Page[Model])
+    yield from _pages("/v1/models", [], ModelPage)
 
 
 def _pages(path: str, parameters: list[tuple[str, str]], shape: type[Page[Item]]) -> Stream[Item]:

@@ -29,7 +29,7 @@ def download(
     if as_json:
         print_json({"folder": str(folder), "files": [str(path) for path in paths]})
     else:
-        stdout.print(f"{len(paths)} files, checked, in {folder}", soft_wrap=True)
+        stdout.print(f"{len(paths)} files, checked, in {folder}")
 
 
 @contextmanager

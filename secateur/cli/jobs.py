@@ -46,7 +46,7 @@ def _tell(job: Job, as_json: bool) -> None:
     if as_json:
         print_json(job)
     else:
-        stdout.print(f"{job.id} is {job.status}", soft_wrap=True)
+        stdout.print(f"{job.id} is {job.status}")
 
 
 def _row(job: Job) -> tuple[str, ...]:

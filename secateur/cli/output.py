@@ -18,8 +18,8 @@ from secateur.schemas.problems import FaultBody, Problem
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What the service says may hold square brackets and must not be taken for rich's markup.
-stdout = Console(markup=False, highlight=False)
-stderr = Console(stderr=True, markup=False, highlight=False)
+stdout = Console(markup=False, highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_json(document: BaseModel | Sequence[BaseModel] | dict[str, Any]) -> None:

@@ -69,14 +69,15 @@ def submit(
     })  # fmt: skip
     if evaluate:
         given["evaluation"] = {"perplexity": perplexity}
+    body = _whole(given) if recipe is None else _read(recipe, given)
     with Client() as client:
-        job = client.jobs.create(_whole(given) if recipe is None else _read(recipe, given))
+        job = client.jobs.create(body)
         if watch:
             follow(client, job.id, as_json=as_json)
         elif as_json:
             print_json(job)
         else:
-            stdout.print(f"{job.id} is {job.status}; follow it with: secateur watch {job.id}", soft_wrap=True)
+            stdout.print(f"{job.id} is {job.status}; follow it with: secateur watch {job.id}")
 
 
 def _whole(given: dict[str, Any]) -> dict[str, Any]:

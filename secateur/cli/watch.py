@@ -38,9 +38,9 @@ def _tell_end(job: Job) -> None:
     if job.error:
         tell_problem(job.error)
     else:
-        stdout.print(f"{job.id} {summary_of(job)}", soft_wrap=True)
+        stdout.print(f"{job.id} {summary_of(job)}")
     if job.status == Status.SUCCEEDED:
-        stdout.print(f"{job.repository} is ready: secateur download {job.id}", soft_wrap=True)
+        stdout.print(f"{job.repository} is ready: secateur download {job.id}")
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def _lines() -> Iterator[Show]:
     def show(job: Job) -> None:
         nonlocal last
         if (line := summary_of(job)) != last:
-            stdout.print(f"{datetime.now().astimezone():%H:%M:%S} {line}", soft_wrap=True)
+            stdout.print(f"{datetime.now().astimezone():%H:%M:%S} {line}")
             last = line
 
     yield show

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from secateur import recipes
+from secateur.schemas.pages import Page
 from secateur.schemas.problems import Problem
 
 
@@ -44,3 +45,7 @@ class PrunedModel(BaseModel):
 
 
 Model = Annotated[LocalModel | PrunedModel, Field(discriminator="source")]
+
+
+class ModelPage(Page[Model]):
+    """Local models by name, then pruned models, the newest first."""
