@@ -1,0 +1,37 @@
+"""What tests of the engine share: small recipes, and the engine's entry with its folders filled in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from secateur.pruning.checkpoint import Checkpoint
+from secateur.pruning.events import Event
+from secateur.pruning.headers import read_model
+from secateur.pruning.pipeline import RunResult, run
+from secateur.recipes import PruneRecipe
+
+
+def recipe(method: str | dict[str, Any] = "wanda", pattern: str | float = 0.5, **changes: Any) -> PruneRecipe:
+    """A recipe for a model of `conftest`: 6 sequences of 32 tokens."""
+    return PruneRecipe.model_validate(
+        {
+            "kind": "prune",
+            "model": {"source": "local", "id": "tiny"},
+            "method": {"name": method} if isinstance(method, str) else method,
+            "sparsity": {"target": pattern} if isinstance(pattern, float) else {"pattern": pattern},
+            "calibration": {"samples": 6, "sequence_length": 32},
+            "output": {"dtype": "float32"},
+        }
+        | changes
+    )
+
+
+def prune(wanted: PruneRecipe, source: Path, into: Path, events: list[Event] | None = None) -> RunResult:
+    """Run `wanted` on the model folder `source`; the result is in `into` / output."""
+    told = [] if events is None else events
+    return run(wanted, source=source, output=into / "output", cache=into / "cache", on_event=told.append)
+
+
+def checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint(folder, read_model(folder))

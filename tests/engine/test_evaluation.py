@@ -1,0 +1,57 @@
+"""Streamed perplexity against the model's own logits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from secateur.pruning.calibration import TokenSet
+from secateur.pruning.checkpoint import DTYPES
+from secateur.pruning.evaluation import PerplexityCache, measure, protocol
+from secateur.pruning.families import FAMILIES, family_of
+from secateur.pruning.streaming import StreamedModel, run_block
+from tests.engine.conftest import MakeModel
+from tests.engine.runs import checkpoint
+
+WINDOWS = torch.randint(0, 256, (5, 48), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_the_streamed_model_is_the_model(make_model: MakeModel, architecture: str) -> None:
+    folder = make_model(architecture)
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with checkpoint(folder) as source, torch.no_grad():
+        streamed = StreamedModel(source, family_of(source.headers), DTYPES["float32"], torch.device("cpu"))
+        batch = streamed.enter(WINDOWS)
+        for index in range(streamed.count):
+            with streamed.block(index) as block:
+                batch.hidden = run_block(block, index, batch)
+        assert torch.equal(streamed.head(streamed.leave(batch)), whole(WINDOWS).logits)
+
+
+def test_perplexity_is_that_of_the_models_own_loss(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.pruning.streaming.BATCH_TOKENS", 96)  # two windows at a time, and one left
+    monkeypatch.setattr("secateur.pruning.evaluation.LOGITS_AT_ONCE", 257 * 10)
+    whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
+    blocks: list[int] = []
+    with checkpoint(llama) as source, torch.no_grad():
+        expected = math.exp(float(whole(WINDOWS, labels=WINDOWS).loss))
+        streamed = StreamedModel(source, family_of(source.headers), DTYPES["float32"], torch.device("cpu"))
+        assert measure(streamed, WINDOWS, blocks.append).perplexity == pytest.approx(expected, rel=1e-5)
+    assert blocks == [1, 2, 3]
+
+
+def test_a_cached_perplexity_is_found_by_all_it_depends_on(tmp_path: Path) -> None:
+    stated = protocol(TokenSet("wikitext2-sample", WINDOWS, "ab" * 32), "bfloat16")
+    PerplexityCache(tmp_path, "m" * 64, stated).put(12.5)
+    assert PerplexityCache(tmp_path, "m" * 64, stated).get() == 12.5
+    assert PerplexityCache(tmp_path, "n" * 64, stated).get() is None
+    assert PerplexityCache(tmp_path, "m" * 64, stated | {"dtype": "float32"}).get() is None
+    assert PerplexityCache(tmp_path, "m" * 64, stated | {"token_sha256": "cd" * 32}).get() is None
+    for file in tmp_path.iterdir():
+        file.write_text("{")
+    assert PerplexityCache(tmp_path, "m" * 64, stated).get() is None

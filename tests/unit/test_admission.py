@@ -1,0 +1,131 @@
+"""What is refused before a job is queued, and where the problem points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from secateur.problems import ProblemError
+from secateur.pruning.admission import check
+from secateur.pruning.families import FAMILIES
+from secateur.pruning.headers import ModelHeaders, Tensor
+from secateur.recipes import PruneRecipe
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+
+
+def model(*, without: str | None = None, replaced: dict[str, Tensor] | None = None, **changes: Any) -> ModelHeaders:
+    """A Llama of two blocks, 24 wide."""
+    family = FAMILIES["LlamaForCausalLM"]
+    names = [family.embedding, *family.weights(0), *family.weights(1)]
+    tensors = {name: Tensor("BF16", (24, 24), "model.safetensors", 0, 1152) for name in names if name != without}
+    return ModelHeaders("safetensors", CONFIG | changes, tensors | (replaced or {}))
+
+
+def recipe(**changes: Any) -> PruneRecipe:
+    return PruneRecipe.model_validate(
+        {
+            "kind": "prune",
+            "model": {"source": "local", "id": "tiny"},
+            "method": {"name": "wanda"},
+            "sparsity": {"target": 0.5},
+            "calibration": {"samples": 8, "sequence_length": 512},
+        }
+        | changes
+    )
+
+
+def test_what_fits_is_let_through() -> None:
+    check(recipe(), model())
+    check(recipe(sparsity={"pattern": "5:24"}), model())
+    check(recipe(evaluation={"perplexity": {"dataset": "sotu-sample", "sequence_length": 1024}}), model())
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "pointer"),
+    [
+        ({"sparsity": {"pattern": "2:5"}}, "pattern_does_not_divide", "/sparsity/pattern"),
+        ({"calibration": {"samples": 1, "sequence_length": 1025}}, "sequence_too_long", "/calibration/sequence_length"),
+        (
+            {"evaluation": {"perplexity": {"sequence_length": 2048}}},
+            "sequence_too_long",
+            "/evaluation/perplexity/sequence_length",
+        ),
+        ({"calibration": {"samples": 4096, "sequence_length": 512}}, "calibration_text_too_short", "/calibration/samples"),
+        ({"calibration": {"dataset": "sotu-sample", "samples": 1}}, "dataset_unavailable", "/calibration/dataset"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_pointed_at(changes: dict[str, Any], code: str, pointer: str) -> None:
+    with pytest.raises(ProblemError) as caught:
+        check(recipe(**changes), model())
+    assert caught.value.code == code
+    assert [fault.pointer for fault in caught.value.faults] == [pointer]
+
+
+def test_a_pattern_that_does_not_divide_names_the_linear() -> None:
+    odd = {"model.layers.1.mlp.down_proj.weight": Tensor("BF16", (24, 30), "model.safetensors", 0, 1440)}
+    with pytest.raises(ProblemError, match=r"model\.layers\.1\.mlp\.down_proj\.weight.* 30 inputs"):
+        check(recipe(sparsity={"pattern": "2:4"}), model(replaced=odd))
+
+
+def test_magnitude_asks_nothing_of_the_calibration_text() -> None:
+    endless = {"samples": 4096, "sequence_length": 32768}
+    check(recipe(method={"name": "magnitude"}, calibration=endless), model())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}, {"model_type": "mamba"}],
+    ids=["another architecture", "one that the config does not mean"],
+)
+def test_an_unknown_architecture_is_named_beside_the_known(changes: dict[str, Any]) -> None:
+    with pytest.raises(ProblemError, match="mamba") as caught:
+        check(recipe(), model(**changes))
+    assert caught.value.code == "unsupported_architecture"
+    assert caught.value.hint is not None
+    assert "Qwen2ForCausalLM" in caught.value.hint
+    assert [fault.pointer for fault in caught.value.faults] == ["/model/id"]
+
+
+def test_a_quantised_model_is_refused() -> None:
+    with pytest.raises(ProblemError) as caught:
+        check(recipe(), model(quantization_config={"quant_method": "awq"}))
+    assert caught.value.code == "model_quantized"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        model(without="model.layers.1.self_attn.k_proj.weight"),
+        model(without="model.embed_tokens.weight"),
+        model(tie_word_embeddings=False),
+        model(num_hidden_layers=2**30),
+        model(replaced={"model.layers.0.mlp.up_proj.weight": Tensor("I8", (24, 24), "model.safetensors", 0, 576)}),
+        model(replaced={"model.layers.0.mlp.up_proj.weight": Tensor("BF16", (24,), "model.safetensors", 0, 48)}),
+    ],
+    ids=["a linear missing", "no embedding", "no head", "a billion blocks", "integers", "a vector"],
+)
+def test_weights_that_are_not_those_of_the_config_are_refused(broken: ModelHeaders) -> None:
+    with pytest.raises(ProblemError) as caught:
+        check(recipe(), broken)
+    assert caught.value.code == "model_file_corrupt"
+
+
+def test_blocks_beyond_the_config_are_refused() -> None:
+    with pytest.raises(ProblemError) as caught:
+        check(recipe(), model(num_hidden_layers=1))
+    assert caught.value.code == "model_config_invalid"
+
+
+def test_a_gguf_model_is_judged_by_its_texts_alone() -> None:
+    gguf = ModelHeaders("gguf", {}, gguf_file="model.gguf")
+    check(recipe(sparsity={"pattern": "2:5"}), gguf)
+    with pytest.raises(ProblemError):
+        check(recipe(calibration={"samples": 4096, "sequence_length": 512}), gguf)

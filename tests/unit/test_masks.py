@@ -1,0 +1,63 @@
+"""Masks against their definitions, spelt out with sorting and loops."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from secateur.pruning.masks import count_of, lowest_per_layer, lowest_per_row, n_of_m, removal_mask
+from secateur.recipes import Sparsity
+
+
+@st.composite
+def score_matrices(draw: st.DrawFn, columns: int | None = None) -> Tensor:
+    """Few distinct values, so that ties are the rule."""
+    rows, width = draw(st.integers(1, 5)), columns or draw(st.integers(1, 24))
+    values = draw(st.lists(st.integers(0, 3), min_size=rows * width, max_size=rows * width))
+    return torch.tensor(values, dtype=torch.float32).view(rows, width)  # (rows, width)
+
+
+def first_lowest(scores: list[float], count: int) -> list[bool]:
+    chosen = sorted(range(len(scores)), key=lambda i: (scores[i], i))[:count]
+    return [i in chosen for i in range(len(scores))]
+
+
+@given(scores=score_matrices(), fraction=st.floats(0, 1))
+@settings(deadline=None)
+def test_per_row_removes_the_first_lowest_of_each_row(scores: Tensor, fraction: float) -> None:
+    count = int(fraction * scores.shape[1])
+    assert lowest_per_row(scores, count).tolist() == [first_lowest(row, count) for row in scores.tolist()]
+
+
+@given(scores=score_matrices(), fraction=st.floats(0, 1))
+@settings(deadline=None)
+def test_per_layer_removes_the_first_lowest_of_all(scores: Tensor, fraction: float) -> None:
+    count = int(fraction * scores.numel())
+    assert lowest_per_layer(scores, count).flatten().tolist() == first_lowest(scores.flatten().tolist(), count)
+
+
+@given(data=st.data(), group=st.integers(2, 32))
+@settings(deadline=None)
+def test_n_of_m_removes_the_first_lowest_of_each_group(data: st.DataObject, group: int) -> None:
+    kept = data.draw(st.integers(1, group - 1))
+    scores = data.draw(score_matrices(2 * group))
+    expected = [first_lowest(row[:group], group - kept) + first_lowest(row[group:], group - kept) for row in scores.tolist()]
+    assert n_of_m(scores, kept, group).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "fraction", "count"), [(10, 0.3, 3), (10, 0.29, 2), (576, 0.5, 288), (7, 0.5, 3), (3, 0.1, 0)]
+)
+def test_counts_are_floors_but_for_rounding(total: int, fraction: float, count: int) -> None:
+    assert count_of(total, fraction) == count
+
+
+def test_the_recipe_decides_who_competes() -> None:
+    scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
+    half = Sparsity(target=0.5)
+    assert removal_mask(scores, half, "row").tolist() == [[True, True, False, False]] * 2
+    assert removal_mask(scores, half, "layer").tolist() == [[True] * 4, [False] * 4]
+    assert removal_mask(scores, Sparsity(pattern="1:2"), "layer").tolist() == [[True, False, True, False]] * 2
