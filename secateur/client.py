@@ -25,8 +25,6 @@ from secateur._http import Call, Emit, Pause, Reply, Request, Stream, Work
 from secateur.connection import Connection, find
 from secateur.errors import UnreachableError
 
-PIECE_BYTES = 1 << 20
-
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
 Step = TypeVar("Step")
@@ -73,7 +71,8 @@ class _Driver:
                 if request.into is None or response.is_error:
                     return Reply(head.status, head.headers, response.read())
                 write = request.into(head)
-                for piece in response.iter_raw(PIECE_BYTES):
+                # Pieces as they come: one that was gathered up to a size would be lost when the line breaks.
+                for piece in response.iter_raw():
                     write(piece)
                 return head
         except httpx2.HTTPError as error:
@@ -120,7 +119,7 @@ class _AsyncDriver:
                 if request.into is None or response.is_error:
                     return Reply(head.status, head.headers, await response.aread())
                 write = request.into(head)
-                async for piece in response.aiter_raw(PIECE_BYTES):
+                async for piece in response.aiter_raw():
                     await asyncio.to_thread(write, piece)
                 return head
         except httpx2.HTTPError as error:

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from app.accounts.keys import Scope
-from app.jobs import claims
-from app.jobs.claims import NewArtifact
-from app.kit import clock
 from tests.api.conftest import Service
-from tests.api.jobs import make_job, make_key, make_tenant
+from tests.api.jobs import make_key, make_tenant
 from tests.api.models import write_model
-
-LEASE = timedelta(seconds=30)
+from tests.api.work import succeed
 
 
 async def models(service: Service) -> dict[str, dict[str, Any]]:
     response = await service.client.get("/v1/models")
     assert response.status_code == 200, response.text
     return {model["id"]: model for model in response.json()["data"]}
-
-
-async def succeed(service: Service, *, size: int, sparsity: float | None = None) -> str:
-    await make_job(service.database, service.tenant)
-    async with service.database.write() as session:
-        job = await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=clock.now())
-        assert job is not None
-        metrics = {"sparsity": sparsity} if sparsity is not None else {}
-        files = [NewArtifact("model.safetensors", size, "0" * 64), NewArtifact("config.json", 5, "1" * 64)]
-        await claims.succeed(session, job.id, job.attempt, metrics=metrics, report={}, artifacts=files, at=clock.now())
-        return job.id
 
 
 async def test_a_local_model_is_described(service: Service) -> None:
@@ -68,17 +53,17 @@ async def test_folders_that_no_recipe_can_name_are_left_out(service: Service) ->
     assert set(await models(service)) == {"tiny"}
 
 
-async def test_a_pruned_model_is_the_newest_job_of_its_name(service: Service) -> None:
-    await succeed(service, size=100)
-    newest = await succeed(service, size=200, sparsity=0.498)
+async def test_a_pruned_model_is_the_newest_job_of_its_name(service: Service, tmp_path: Path) -> None:
+    await succeed(service, tmp_path, {"model.safetensors": b"first"})
+    newest = await succeed(service, tmp_path, {"model.safetensors": b"second", "config.json": b"{}"}, sparsity=0.498)
     pruned = (await models(service))["default/tiny-wanda-50"]
     assert pruned["job_id"] == newest
-    assert (pruned["bytes"], pruned["sparsity"], pruned["method"]) == (205, 0.498, "wanda")
+    assert (pruned["bytes"], pruned["sparsity"], pruned["method"]) == (8, 0.498, "wanda")
     assert pruned["base"] == {"source": "local", "id": "tiny", "revision": None}
 
 
-async def test_other_tenants_see_neither(service: Service) -> None:
-    await succeed(service, size=100)
+async def test_other_tenants_see_neither(service: Service, tmp_path: Path) -> None:
+    await succeed(service, tmp_path, {"model.safetensors": b"mine"})
     other = await make_tenant(service.database, "other", reads_local_models=False)
     async with service.client_with(await make_key(service.database, other, service.keyring)) as client:
         assert (await client.get("/v1/models")).json()["data"] == []
