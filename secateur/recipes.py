@@ -185,8 +185,9 @@ class Output(_Part):
     formats: Annotated[list[Literal["safetensors"]], Field(min_length=1, max_length=1)] = ["safetensors"]
 
 
-MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+# Neither NUL nor half a surrogate pair: not every database can keep them.
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 
 
 class PruneRecipe(_Part):

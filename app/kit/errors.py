@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import Scope
 
 from app.kit.pointers import fault_of
@@ -19,6 +20,7 @@ from secateur.problems import KINDS, Fault, ProblemError
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_FAULTS = 50
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "2"}}
 
@@ -84,7 +86,14 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     code = _HTTP_CODES.get(error.status_code, "bad_request" if error.status_code < 500 else "internal_error")
     asked = f"{request.method} {request.url.path}"
     details = {"not_found": f"there is nothing at {asked}", "method_not_allowed": f"{asked} is not offered"}
-    return respond(request.scope, ProblemError(code, details.get(code, str(error.detail))), error.headers)
+    headers = {"Allow": ", ".join(_offered(request))} if code == "method_not_allowed" else error.headers
+    return respond(request.scope, ProblemError(code, details.get(code, str(error.detail))), headers)
+
+
+def _offered(request: Request) -> list[str]:
+    """The methods of the request's path: the framework itself names only those of the first route that it meets."""
+    asked = ({**request.scope, "method": method} for method in _METHODS)
+    return [scope["method"] for scope in asked if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)]
 
 
 async def _on_database_error(request: Request, error: Exception) -> JSONResponse:

@@ -57,7 +57,10 @@ class RequestContext:
 
 
 class RequestLimits:
-    """Refuses bodies of more than `max_bytes` without reading them to their end, and addresses with a NUL in them."""
+    """Refuses bodies of more than `max_bytes` without keeping them, and addresses with a NUL in them.
+
+    The connection stays open: a server that closes it while the client still sends makes the client miss the answer.
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self.app = app
@@ -68,8 +71,7 @@ class RequestLimits:
             await self.app(scope, receive, send)
             return
         if (problem := self._problem_of(scope)) is not None:
-            # The rest of the body is not waited for.
-            await errors.respond(scope, problem, {"Connection": "close"})(scope, receive, send)
+            await errors.respond(scope, problem)(scope, receive, send)
             return
         received = 0
 
@@ -78,7 +80,7 @@ class RequestLimits:
             message = await receive()
             received += len(message.get("body", b""))
             if received > self.max_bytes:
-                raise HTTPException(413, self._too_large.detail, headers={"Connection": "close"})
+                raise HTTPException(413, self._too_large.detail)
             return message
 
         await self.app(scope, receive_some, send)

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
@@ -20,7 +19,7 @@ from app.accounts.models import Tenant
 from app.kit.db import Database
 from app.kit.keyring import Keyring, load_keyring
 from app.main import create_app
-from app.settings import Settings
+from app.settings import BrokerSettings, DatabaseSettings, Settings
 from tests.api.models import write_model
 
 
@@ -43,8 +42,8 @@ class Service:
 def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
     """All state of a service in a folder of this test's own, with the model `tiny` in it."""
     write_model(tmp_path / "state" / "models" / "tiny")
-    areas: dict[str, Any] = {"database": {"url": database_url}, "broker": {"url": broker_url}}
-    return Settings(state=tmp_path / "state", **areas)
+    database, broker = DatabaseSettings(url=database_url), BrokerSettings(url=broker_url)
+    return Settings(state=tmp_path / "state", database=database, broker=broker)
 
 
 @pytest.fixture
