@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, RootModel
 
-from secateur._http import Call, Emit, Pause, Request, Stream, receive
+from secateur._http import Call, Emit, Pause, Request, Stream, receive, send
 from secateur.errors import WaitTimeoutError
 from secateur.recipes import PruneRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
@@ -24,6 +24,7 @@ from secateur.schemas.pages import Page
 
 WAIT_SECONDS = 20.0
 _SHORTEST_ROUND = 0.5
+_HUB_TOKEN = "/v1/secrets/hub_token"  # noqa: S105 (an address)
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -121,6 +122,16 @@ def list_methods() -> Call[list[Method]]:
 def list_models() -> Stream[Model]:
     """The local models that can be pruned, and the pruned models."""
     yield from _pages("/v1/models", [], ModelPage)
+
+
+def set_hub_token(token: str) -> Call[None]:
+    """Have the service ask the hub with this token for gated and private models. It is kept encrypted and never shown."""
+    yield from send(Request("PUT", _HUB_TOKEN, json={"value": token}))
+
+
+def forget_hub_token() -> Call[None]:
+    """Have the service ask the hub without a token again."""
+    yield from send(Request("DELETE", _HUB_TOKEN))
 
 
 def _pages(path: str, parameters: list[tuple[str, str]], shape: type[Page[Item]]) -> Stream[Item]:

@@ -33,8 +33,8 @@ OnProgress = Callable[[DownloadProgress], None]
 
 def download(
     job_id: str, into: Path | str, *, files: Collection[str] | None = None, on_progress: OnProgress | None = None
-) -> Call[list[Path]]:
-    """Bring the files of a job that succeeded (or those named in `files`) into a folder, and return where they are.
+) -> Call[Path]:
+    """Bring the files of a job that succeeded (or only those named in `files`) into a folder, and return the folder.
 
     A file that is there whole is left alone, one that was begun is continued, and each is checked against its SHA-256.
     `on_progress` is called as bytes arrive, from whichever thread writes them.
@@ -47,12 +47,9 @@ def download(
     if absent := set(files or ()) - {one.name for one in artifacts}:
         raise SecateurError(f"Job {job_id} has no file '{min(absent)}'.")
     meter = _Meter(sum(one.size for one in artifacts), on_progress)
-    paths = []
     for artifact in artifacts:
-        path = _inside(Path(into), artifact.name)
-        yield from _bring(artifact, path, meter)
-        paths.append(path)
-    return paths
+        yield from _bring(artifact, _inside(Path(into), artifact.name), meter)
+    return Path(into)
 
 
 def _bring(artifact: Artifact, path: Path, meter: _Meter) -> Call[None]:

@@ -219,6 +219,8 @@ class Client(_Blocking):
 
     methods = _blocking(_calls.list_methods)
     models = _blocking_loop(_calls.list_models)
+    set_hub_token = _blocking(_calls.set_hub_token)
+    forget_hub_token = _blocking(_calls.forget_hub_token)
 
     def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
@@ -240,6 +242,8 @@ class AsyncClient(_Async):
 
     methods = _async(_calls.list_methods)
     models = _async_loop(_calls.list_models)
+    set_hub_token = _async(_calls.set_hub_token)
+    forget_hub_token = _async(_calls.forget_hub_token)
 
     def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""

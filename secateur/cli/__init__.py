@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from secateur import __version__
-from secateur.cli import catalog, download, jobs, submit, watch
+from secateur.cli import catalog, download, hub_token, jobs, submit, watch
 from secateur.cli.output import tell_error
 from secateur.cli.up import up
 from secateur.errors import SecateurError
@@ -35,6 +35,7 @@ for command in (
     jobs.retry,
     catalog.methods,
     catalog.models,
+    hub_token.hub_token,
 ):
     app.command()(command)
 

@@ -25,11 +25,11 @@ def download(
     with Client() as client:
         folder = into or Path(client.jobs.get(job).repository.rsplit("/", 1)[-1])
         with _bar(shown=stdout.is_terminal and not as_json) as on_progress:
-            paths = client.jobs.download(job, folder, files=file, on_progress=on_progress)
+            client.jobs.download(job, folder, files=file, on_progress=on_progress)
     if as_json:
-        print_json({"folder": str(folder), "files": [str(path) for path in paths]})
+        print_json({"folder": str(folder)})
     else:
-        stdout.print(f"{len(paths)} files, checked, in {folder}")
+        stdout.print(f"All files are in {folder}, and checked.")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from app.accounts.secrets import HUB_TOKEN, secret_of
 from app.jobs import claims
 from app.kit import clock
 from secateur.problems import ProblemError
@@ -141,6 +142,17 @@ async def test_the_state_folder_names_the_service(run: Run, service: Service, tm
     assert (ran.code, ran.json) == (0, [])
 
 
+async def test_the_hub_token_is_read_from_the_input_and_never_shown(run: Run, service: Service) -> None:
+    ran = await run("hub-token", stdin="hf_secret\n")
+    assert ran.code == 0, ran.err
+    assert "hf_secret" not in ran.out + ran.err
+    async with service.database.read() as session:
+        assert await secret_of(session, service.tenant.id, HUB_TOKEN, keyring=service.keyring) == "hf_secret"
+    await run("hub-token", "--forget")
+    async with service.database.read() as session:
+        assert await secret_of(session, service.tenant.id, HUB_TOKEN, keyring=service.keyring) is None
+
+
 async def test_watch_tells_lines_and_ends_with_the_job(run: Run, service: Service) -> None:
     job = await make_job(service.database, service.tenant)
 
@@ -179,7 +191,8 @@ async def test_download_into_a_folder_of_the_models_name(run: Run, service: Serv
     assert ran.code == 0, ran.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
     ran = await run("download", job_id, "--into", "there", "--file", "config.json", "--json")
-    assert ran.json == {"folder": "there", "files": ["there/config.json"]}
+    assert ran.json == {"folder": "there"}
+    assert [path.name for path in (tmp_path / "here" / "there").iterdir()] == ["config.json"]
 
 
 async def test_jobs_are_listed_cancelled_and_retried(run: Run, service: Service) -> None:
