@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import lzma
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from secateur.problems import at
 from secateur.pruning.registry import METHODS
@@ -25,10 +26,6 @@ POINTERS: dict[Role, str] = {"calibration": "/calibration/dataset", "evaluation"
 SAMPLES = frozenset({"wikitext2-sample", "sotu-sample"})
 EVALUATION_ONLY = frozenset({"sotu-sample"})
 EVALUATION_EVERY = 3  # of the sample's articles, every third is for evaluation
-
-# C4 has no end: so many documents, from the beginning of the first training shard and of the validation shard, are the set.
-C4_TRAIN_DOCUMENTS = 8192
-C4_VALIDATION_DOCUMENTS = 1100
 
 _TITLE = re.compile(r"(?m)^(?= = [^=\n](?:[^\n]*[^=\n])? = $)")
 
@@ -100,7 +97,7 @@ def fetch_texts(recipe: PruneRecipe, into: Path, *, token: str | None = None, en
         if dataset in SAMPLES:
             continue
         try:
-            text = _FETCHERS[dataset](role, token, endpoint)
+            text = _HUB_TEXTS[dataset, role].fetch(token, endpoint)
         except Exception as error:  # whatever `datasets` and the network raise, the user is told the same
             raise at(
                 POINTERS[role],
@@ -116,28 +113,35 @@ def _file(folder: Path, dataset: str, role: Role) -> Path:
     return folder / f"{dataset}.{role}.txt"
 
 
-def _rows(
-    endpoint: str | None, token: str | None, name: str, config: str | None, split: str, **options: Any
-) -> Iterator[str]:
-    import datasets  # noqa: PLC0415 - it pulls in pandas and pyarrow, which only this process needs
-    import huggingface_hub.constants  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class _HubText:
+    """A file of a dataset repository and how it becomes a text: its first documents (all if None), joined."""
 
-    if endpoint:
-        datasets.config.HF_ENDPOINT = huggingface_hub.constants.ENDPOINT = endpoint.rstrip("/")
-    loaded = datasets.load_dataset(name, config, split=split, token=token or False, **options)
-    return (row["text"] for row in loaded)
+    repository: str
+    file: str
+    reader: str
+    documents: int | None
+    joint: str
 
+    def fetch(self, token: str | None, endpoint: str | None) -> str:
+        # these pull in pandas and pyarrow, which only the process that fetches needs
+        from datasets import load_dataset  # noqa: PLC0415
+        from huggingface_hub import hf_hub_download  # noqa: PLC0415
 
-def _wikitext2(role: Role, token: str | None, endpoint: str | None) -> str:
-    split = "train" if role == "calibration" else "test"
-    return "\n\n".join(_rows(endpoint, token, "Salesforce/wikitext", "wikitext-2-raw-v1", split))
-
-
-def _c4(role: Role, token: str | None, endpoint: str | None) -> str:
-    training = role == "calibration"
-    file = "en/c4-train.00000-of-01024.json.gz" if training else "en/c4-validation.00000-of-00008.json.gz"
-    rows = _rows(endpoint, token, "allenai/c4", None, "train", data_files={"train": file}, streaming=True)
-    return "\n\n".join(islice(rows, C4_TRAIN_DOCUMENTS)) if training else " ".join(islice(rows, C4_VALIDATION_DOCUMENTS))
+        # the file is fetched here and not by load_dataset(), which knows no endpoint but that of its environment
+        path = hf_hub_download(self.repository, self.file, repo_type="dataset", token=token or False, endpoint=endpoint)
+        rows = load_dataset(self.reader, data_files=path, split="train", streaming=True)
+        return self.joint.join(row["text"] for row in islice(rows, self.documents))
 
 
-_FETCHERS = {"wikitext2": _wikitext2, "c4": _c4}
+# The files, and the ways to join them, that published perplexities use; C4 has no end, and its beginning is the set.
+_HUB_TEXTS: Mapping[tuple[str, Role], _HubText] = {
+    ("wikitext2", "calibration"): _HubText(
+        "Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet", "parquet", None, "\n\n"
+    ),
+    ("wikitext2", "evaluation"): _HubText(
+        "Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", "parquet", None, "\n\n"
+    ),
+    ("c4", "calibration"): _HubText("allenai/c4", "en/c4-train.00000-of-01024.json.gz", "json", 8192, "\n\n"),
+    ("c4", "evaluation"): _HubText("allenai/c4", "en/c4-validation.00000-of-00008.json.gz", "json", 1100, " "),
+}

@@ -144,9 +144,8 @@ pipeline_tag: text-generation
 | Sparsity of the pruned linears, measured in the file | {100 * report["verification"]["sparsity"]:.2f} % |
 | Data type | {recipe.output.dtype} |
 {_calibration_row(report)}{_perplexity_rows(report)}
-Every linear layer of the decoder blocks is pruned; embeddings, head, norms and biases are the base model's, unchanged but for
-the data type.
-`{REPORT}` tells each layer's sparsity and error.
+Every linear layer of the decoder blocks is pruned; embeddings, head, norms and biases are the base model's, unchanged
+but for the data type. `{REPORT}` tells each layer's sparsity and error.
 
 ## Use
 
