@@ -37,7 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_parts(settings) as parts:
             app.state.parts = parts
-            app.state.readiness = health.Readiness(parts)
+            app.state.readiness = health.Readiness(health.checks_of(parts))
             yield
 
     app = FastAPI(

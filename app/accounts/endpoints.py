@@ -15,7 +15,7 @@ from secateur.schemas.secrets import SecretValue
 router = APIRouter(prefix="/secrets", tags=["secrets"])
 
 
-@router.put("/hub_token", status_code=204, responses=declare("bad_request"))
+@router.put("/hub_token", status_code=204, responses=declare("bad_request", "body_too_large"))
 async def put_hub_token(secret: SecretValue, parts: PartsDep, caller: JobsWriter) -> None:
     """Keep the token that the hub is asked with on behalf of this tenant, encrypted, in place of the one before."""
     token = secret.value.get_secret_value()

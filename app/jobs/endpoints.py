@@ -29,8 +29,7 @@ from secateur.problems import ProblemError
 from secateur.recipes import PruneRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
-from secateur.schemas.jobs import Job
-from secateur.schemas.pages import Page
+from secateur.schemas.jobs import Job, JobPage
 
 LOOK_SECONDS = 0.25
 
@@ -39,10 +38,10 @@ Queued = tuple[JobRow, OutboxMessage]
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _ADMISSION = (
-    "bad_request", "body_too_large", "idempotency_key_reused", "model_not_found", "model_gated", "hub_token_refused",
-    "hub_unavailable", "model_not_safetensors", "model_file_corrupt", "model_config_invalid", "remote_code_refused",
-    "unsupported_architecture", "model_too_large_for_disk", "pattern_does_not_divide", "sequence_too_long",
-    "calibration_text_too_short", "dataset_unavailable",
+    "bad_request", "body_too_large", "forbidden", "service_unavailable", "validation_error", "idempotency_key_reused",
+    "model_not_found", "model_gated", "hub_token_refused", "hub_unavailable", "model_not_safetensors", "model_file_corrupt",
+    "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
+    "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short", "dataset_unavailable",
 )  # fmt: skip
 
 
@@ -124,7 +123,7 @@ async def list_jobs(
     wanted: Annotated[JobFilter, Depends(_filter)],
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     cursor: str | None = None,
-) -> Page[Job]:
+) -> JobPage:
     """Jobs, newest first."""
     before = read_cursor(cursor, parts.keyring) if cursor is not None else None
     async with parts.database.read() as session:
@@ -132,7 +131,7 @@ async def list_jobs(
         rows, next_cursor = cut(found, limit, parts.keyring)
         files = await repository.artifacts_of(session, [row.id for row in rows])
     data = [show(row, files[row.id]) for row in rows]
-    return Page(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
+    return JobPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
 @router.get("/{job_id}", responses=declare("not_found"))

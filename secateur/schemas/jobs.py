@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from secateur.recipes import PruneRecipe
 from secateur.schemas.artifacts import Artifact
+from secateur.schemas.pages import Page
 from secateur.schemas.problems import Problem
 
 
@@ -92,3 +93,6 @@ class Job(BaseModel):
     cancelling_at: datetime | None
     finished_at: datetime | None
 
+
+class JobPage(Page[Job]):
+    """Jobs, newest first."""
