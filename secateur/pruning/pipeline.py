@@ -110,13 +110,13 @@ def _run(job: _Job, started: float) -> RunResult:
     seconds = {"prune": time.monotonic() - pruning_began}
     perplexities, measured = _evaluate(job, evaluation) if evaluation else (None, None)
     job.narrator.stage("packaging")
-    shutil.rmtree(job.scratch)
     removed = {linear.name: linear.removed for block in blocks for linear in block.linears}
     facts = verify(job.output, job.source, removed, job.recipe)
     document = report.compression_report(
         job.recipe, job.source.sha256, facts, blocks=blocks, calibration=calibration, perplexity=perplexities
     )
     report.write_report_and_card(job.output, job.recipe, document)
+    shutil.rmtree(job.scratch)
 
     metrics: dict[str, Any] = {"sparsity": facts.sparsity, "seconds": seconds, "peak_memory_bytes": peak_memory()}
     if perplexities:
