@@ -38,7 +38,9 @@ class ApiSettings(_Group):
 
 class HubSettings(_Group):
     endpoint: str = Field(default="https://huggingface.co")
-    timeout_seconds: float = Field(default=10, gt=0)
+    timeout_seconds: float = Field(
+        default=20, gt=0, description="For all that is asked of the hub before a job is accepted; a download's every wait."
+    )
 
 
 class ModelsSettings(_Group):

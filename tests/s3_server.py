@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.servers import free_port
+
 KEY_ID, SECRET = "test-key", "test-secret"
 
 
 @contextmanager
 def serve_s3(folder: Path) -> Iterator[str]:
     """The endpoint of a server whose buckets are the folders in `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     rclone = f"{sysconfig.get_path('scripts')}/rclone"
     command = [
         rclone,

@@ -38,8 +38,8 @@ COMPANIONS = frozenset({
     "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
 })  # fmt: skip
 MAX_COMPANION_BYTES = 100_000_000
-MAX_SHARDS = 2_000
-MAX_HEADERS_BYTES = 200_000_000  # of all shards together
+MAX_SHARDS = 1_000
+MAX_HEADERS_BYTES = 64_000_000  # of all shards together; a model of 10^12 parameters has some 15 MB
 _FIRST_BYTES = 256 << 10  # holds nearly every header, so that one request is enough
 _PARALLEL = 8
 
@@ -140,9 +140,9 @@ def headers_of(hub: Hub, snapshot: Snapshot) -> ModelHeaders:
     if TOKENIZER_CONFIG in snapshot.files:
         raw = read_whole(hub, snapshot, TOKENIZER_CONFIG, "model_config_invalid")
         headers.refuse_remote_code(headers.parse_object(raw, TOKENIZER_CONFIG, "model_config_invalid"), TOKENIZER_CONFIG)
-    budget = MAX_HEADERS_BYTES // len(weights)
+    limit = MAX_HEADERS_BYTES // len(weights)
     with ThreadPoolExecutor(_PARALLEL) as pool:
-        read = pool.map(lambda path: _read_header(hub, snapshot, path, max(budget, _FIRST_BYTES)), weights)
+        read = pool.map(lambda path: _read_header(hub, snapshot, path, limit), weights)
         return headers.assemble(config, dict(zip(weights, read, strict=True)), index)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from secateur.pruning import admission
 from secateur.pruning.headers import ModelHeaders
 from secateur.recipes import PruneRecipe
 
+# Threads of their own: a hub that hangs must not hold up those that read artifacts.
+_hub_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
 _OUTPUT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -33,7 +36,8 @@ async def admit(recipe: PruneRecipe, *, tenant: Tenant, hub_token: str | None, s
         return await asyncio.to_thread(_admit_local, recipe, settings)
     try:
         async with asyncio.timeout(settings.hub.timeout_seconds + 1):
-            return await asyncio.to_thread(_admit_hub, recipe, tenant.id, hub_token, settings)
+            running = asyncio.get_running_loop()
+            return await running.run_in_executor(_hub_threads, _admit_hub, recipe, tenant.id, hub_token, settings)
     except TimeoutError:
         raise hub.unavailable("did not answer in time") from None
 

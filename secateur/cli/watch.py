@@ -63,7 +63,7 @@ def _lines() -> Iterator[Show]:
 
 @contextmanager
 def _bar() -> Iterator[Show]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=stdout, transient=True) as progress:
         task = progress.add_task("", total=None)
 

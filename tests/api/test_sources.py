@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import threading
@@ -17,6 +18,7 @@ from transformers import LlamaForCausalLM
 from app.accounts.models import Tenant
 from app.models import sources
 from app.models.fetch import fetch_model
+from app.models.hub import hub_problems
 from app.settings import HubSettings, Settings
 from secateur.problems import ProblemError
 from secateur.recipes import Model, PruneRecipe
@@ -364,6 +366,12 @@ async def test_many_that_fetch_the_same_at_once_share_the_work(settings: Setting
         entry for entry in hub.asked if entry.method == "GET" and entry.path.endswith("/files/acme/tiny/model.safetensors")
     ]
     assert len(whole) == 1
+
+
+def test_a_disk_that_fills_up_is_not_taken_for_a_hub_that_fails() -> None:
+    with pytest.raises(ProblemError) as full, hub_problems(Model(source="hub", id="acme/tiny"), with_token=False):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert full.value.code == "disk_full"
 
 
 def test_a_branch_is_never_fetched(settings: Settings) -> None:
