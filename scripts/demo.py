@@ -46,7 +46,7 @@ def main() -> None:
         jobs = [client.jobs.create(recipe(method, sparsity)) for method, sparsity in METHODS]
         finished = [follow(client, job) for job in jobs]
         console.print("[bold]4[/bold] Download, check, load, generate")
-        folders = [client.download(job.id, STATE / "downloads" / job.id) for job in finished]
+        folders = [client.jobs.download(job.id, STATE / "downloads" / job.id) for job in finished]
         report = [summary(job, speak(folder)) for job, folder in zip(finished, folders, strict=True)]
     console.print(table(report))
     protocol = finished[0].metrics.perplexity.protocol

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import CheckConstraint, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.accounts.models import Tenant
 from app.jobs.states import Status
 from app.kit.db import Base
 
@@ -23,7 +24,7 @@ class Job(Base):
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    tenant_id: Mapped[str] = mapped_column(ForeignKey(Tenant.id))
     kind: Mapped[str] = mapped_column(String(20))
     status: Mapped[str] = mapped_column(String(12))
     stage: Mapped[str | None] = mapped_column(String(20))
@@ -67,7 +68,7 @@ class Event(Base):
 
     __tablename__ = "events"
 
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     id: Mapped[str] = mapped_column(String(40), unique=True)
     type: Mapped[str] = mapped_column(String(20))
@@ -93,7 +94,7 @@ class IdempotencyRecord(Base):
 
     __tablename__ = "idempotency_records"
 
-    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey(Tenant.id), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     request_digest: Mapped[str] = mapped_column(String(64))
     status: Mapped[int]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from secateur import Client
 from secateur.schemas.jobs import TERMINAL, Job
@@ -75,10 +76,14 @@ def up(state: Path, models: Path, **environment: str) -> Iterator[Service]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models root with `tiny`, and `slow`, which keeps a worker busy for some ten seconds."""
+    """A models root with `tiny`; `slow`, which keeps a worker busy for a while; and `broken`, which has a NaN in block 1."""
     root = tmp_path_factory.mktemp("models")
     make_llama(root / "tiny")
     make_llama(root / "slow", hidden=256, intermediate=1024, layers=24, heads=8, key_value_heads=4)
+    broken = make_llama(root / "broken") / "model.safetensors"
+    tensors = load_file(broken)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, broken, metadata={"format": "pt"})
     return root
 
 

@@ -48,7 +48,7 @@ def test_signal_takes_everything_down_and_the_running_job_waits_for_the_next_sta
     tmp_path: Path, models: Path, number: signal.Signals
 ) -> None:
     with up(tmp_path, models) as service:
-        job = service.client.jobs.create(recipe("slow", samples=256))
+        job = service.client.jobs.create(recipe("slow", samples=1024))
         service.wait(job.id, lambda each: each.stage == "pruning")
         everything = descendants_of(service.process.pid)
         assert len(everything) >= 6
