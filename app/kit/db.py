@@ -5,11 +5,12 @@ Nothing inside the service commits: `Database.write()` and `Database.read()` are
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -90,6 +91,8 @@ class Database:
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self.engine.sync_engine, "begin", _begin_sqlite)
+        # SQLite has one writer at a time and lets the others try again and again: in one process, queue instead.
+        self._turn: AbstractAsyncContextManager[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
         # On SQLite every transaction sees one state; PostgreSQL has to be told.
         one_state: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = self.engine if self.is_sqlite else self.engine.execution_options(**one_state)
@@ -111,7 +114,7 @@ class Database:
 
         On SQLite it takes the write lock at once, so that what it reads cannot change before it writes.
         """
-        async with AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
+        async with self._turn, AsyncSession(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from base64 import b64decode
 from dataclasses import dataclass, field
@@ -130,6 +131,21 @@ async def test_bytes_that_the_store_has_lost_are_a_problem_and_no_broken_downloa
         await store.delete(service.tenant.id, SHA256)
     response = await service.client.get(f"{url}/content")
     assert (response.status_code, response.json()["code"]) == (503, "service_unavailable")
+
+
+async def test_a_client_that_goes_away_is_no_error_of_ours(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await make_artifact(service, tmp_path, bytes(64_000_000))
+    async with service.client.stream("GET", f"{url}/content") as response:
+        async for _ in response.aiter_bytes():
+            break
+    for _ in range(100):
+        if f"{url}/content" in caplog.text:
+            break
+        await asyncio.sleep(0.05)
+    assert f"{url}/content" in caplog.text
+    assert "unforeseen_error" not in caplog.text
 
 
 async def test_other_tenants_and_other_keys_get_nothing(service: Service, url: str) -> None:
