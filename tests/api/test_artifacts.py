@@ -28,6 +28,12 @@ ETAG = f'"{SHA256}"'
 
 
 @pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """Bytes come from the store: one kind of database is enough here."""
+    return sqlite_url
+
+
+@pytest.fixture
 async def url(service: Service, tmp_path: Path) -> str:
     """The address of an artifact that holds CONTENT."""
     return await make_artifact(service, tmp_path, CONTENT)

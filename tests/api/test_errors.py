@@ -22,6 +22,12 @@ from tests.api.jobs import body
 from tests.api.models import write_model
 
 
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    """What is wrong with a request is found before the database: one kind of it is enough here."""
+    return sqlite_url
+
+
 def check(response: Response, status: int, code: str) -> dict[str, Any]:
     """The problem, if it has the shape that every problem has."""
     assert response.headers["content-type"] == "application/problem+json"
