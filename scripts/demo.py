@@ -1,12 +1,13 @@
 """`make demo`: a real language model through the real service.
 
-Starts the service, submits three jobs over HTTP, shows their progress, downloads each pruned model, checks its sha256, loads it
-with transformers and lets it speak; then prints a table, writes it to `.secateur/demo.json` and stops what it started.
+Starts the service, submits three jobs over HTTP, shows their progress, downloads each pruned model (the client checks every
+sha256), loads it with transformers and lets it speak; prints a table, writes it to `.secateur/demo.json`, stops the service.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -49,8 +50,7 @@ def main() -> None:
         folders = [client.jobs.download(job.id, STATE / "downloads" / job.id) for job in finished]
         report = [summary(job, speak(folder)) for job, folder in zip(finished, folders, strict=True)]
     console.print(table(report))
-    protocol = finished[0].metrics.perplexity.protocol
-    console.print(f"Perplexity: {protocol}", highlight=False)
+    console.print(protocol_of(finished[0]), highlight=False)
     console.print(f"\n[bold]Dense[/bold]   {speak(dense)}")
     for entry in report:
         console.print(f"[bold]{entry['method']} {entry['pattern']}[/bold]   {entry['generated']}", highlight=False)
@@ -61,7 +61,8 @@ def main() -> None:
 @contextmanager
 def service() -> Iterator[dict[str, str]]:
     """The service on the demo's state folder, up inside the block; its address."""
-    command = [sys.executable, "-m", "secateur.cli", "up", "--state", STATE, "--models", demo_model.MODELS, "--port", "0", "--json"]
+    folders = ["--state", str(STATE), "--models", str(demo_model.MODELS)]
+    command = [sys.executable, "-m", "secateur.cli", "up", *folders, "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -88,7 +89,12 @@ def recipe(method: str, sparsity: dict[str, Any]) -> dict[str, Any]:
 
 def follow(client: Client, job: Job) -> Job:
     """Show the job's progress until it ends; the finished job. Leaves with its problem if it did not succeed."""
-    columns = (TextColumn("  {task.description:<36}"), BarColumn(), TextColumn("{task.fields[stage]:<12}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("  {task.description:<36}"),
+        BarColumn(),
+        TextColumn("{task.fields[stage]:<12}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(job.repository, total=None, stage="queued")
         for state in client.jobs.watch(job.id):
@@ -106,7 +112,9 @@ def speak(folder: Path) -> str:
     """What the model of `folder` says after PROMPT, greedily: one sentence or 40 tokens."""
     import torch  # noqa: PLC0415 (after the service's work: two torches at once would be unkind to a small machine)
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers.utils.logging import disable_progress_bar  # noqa: PLC0415
 
+    disable_progress_bar()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -114,7 +122,7 @@ def speak(folder: Path) -> str:
         tokens = tokenizer(PROMPT, return_tensors="pt")
         output = model.generate(**tokens, max_new_tokens=40, do_sample=False)
     continuation = str(tokenizer.decode(output[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
-    return PROMPT + continuation.split(".")[0].split("\n")[0] + "."
+    return PROMPT + re.split(r"[.\n]", continuation, maxsplit=1)[0] + "."
 
 
 def summary(job: Job, generated: str) -> dict[str, Any]:
@@ -122,6 +130,7 @@ def summary(job: Job, generated: str) -> dict[str, Any]:
     metrics = job.metrics
     assert metrics is not None
     assert metrics.perplexity is not None
+    assert metrics.seconds is not None
     weights = [artifact for artifact in job.artifacts if artifact.name.endswith(".safetensors")]
     return {
         "id": job.id,
@@ -130,11 +139,19 @@ def summary(job: Job, generated: str) -> dict[str, Any]:
         "sparsity": metrics.sparsity,
         "perplexity_dense": metrics.perplexity.dense,
         "perplexity_pruned": metrics.perplexity.pruned,
-        "seconds_prune": metrics.seconds["prune"],
+        "seconds_prune": metrics.seconds.prune,
         "peak_memory_bytes": metrics.peak_memory_bytes,
         "sha256": {artifact.name: artifact.sha256 for artifact in weights},
         "generated": generated,
     }
+
+
+def protocol_of(job: Job) -> str:
+    """How the perplexities of a job were measured, in a sentence."""
+    assert job.metrics is not None
+    assert job.metrics.perplexity is not None
+    facts = job.metrics.perplexity.protocol or {}
+    return "Perplexity: " + ", ".join(f"{name} {value}" for name, value in facts.items() if name != "token_sha256")
 
 
 def table(report: list[dict[str, Any]]) -> Table:

@@ -1,8 +1,8 @@
 """Make the virtual environment of the Makefile, or bring it up to date. Needs nothing but Python.
 
-An install is repeatable: every version comes from `constraints.txt`. torch is treated with care, for it is gigabytes: one that
-is installed already is kept, a CPU build that pip can see (by PIP_FIND_LINKS, say) wins over PyPI's CUDA build, and
-TORCH_INDEX_URL names an index to take it from. pip's own variables (PIP_INDEX_URL, ...) work as always.
+An install is repeatable: every version comes from `constraints.txt`. torch is gigabytes, so it is treated with care: one that is
+installed already is kept, a CPU build that pip can see (by PIP_FIND_LINKS, say) wins over PyPI's CUDA build, and
+TORCH_INDEX_URL names an index to take it from. pip's own variables (PIP_INDEX_URL and the like) work as always.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def main(folder: Path) -> None:
     _run([*pip, "install", "-q", "-c", str(constraints), "pip"])
     index = os.environ.get("TORCH_INDEX_URL")
     _run([*pip, "install", "-q", "-c", str(constraints), *(["--index-url", index] if index else []), "torch"])
-    _run([*pip, "install", "-q", "-c", str(constraints), "-e", f"{ROOT}[{EXTRAS}]", "--group", f"{ROOT / 'pyproject.toml'}:dev"])
+    wanted_by_us = ["-e", f"{ROOT}[{EXTRAS}]", "--group", f"{ROOT / 'pyproject.toml'}:dev"]
+    _run([*pip, "install", "-q", "-c", str(constraints), *wanted_by_us])
     stamp.write_text(wanted)
 
 
