@@ -14,6 +14,7 @@ from app.artifacts.store import Store, open_store
 from app.jobs.dispatch import Doorbell
 from app.kit.db import Database
 from app.kit.keyring import Keyring, load_keyring
+from app.kit.stopping import watch_for_stop
 from app.settings import Settings
 
 
@@ -26,6 +27,7 @@ class Parts:
     keyring: Keyring
     doorbell: Doorbell
     store: Store
+    stopping: asyncio.Event
 
 
 @asynccontextmanager
@@ -35,7 +37,9 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     doorbell = Doorbell(settings.broker.url)
     try:
         async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
-            yield Parts(settings, database, load_keyring(settings.keyring_file), doorbell, store)
+            keyring = load_keyring(settings.keyring_file)
+            with watch_for_stop() as stopping:
+                yield Parts(settings, database, keyring, doorbell, store, stopping)
     finally:
         await asyncio.to_thread(doorbell.close)
         await database.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
@@ -16,7 +17,7 @@ from app.jobs import dispatch, repository, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, first_answer, intent_of, once
 from app.jobs.models import Job as JobRow
 from app.jobs.models import OutboxMessage
-from app.jobs.repository import JobFilter
+from app.jobs.repository import JobFilter, Look
 from app.jobs.states import TERMINAL, Status
 from app.jobs.views import show
 from app.kit import clock
@@ -148,14 +149,21 @@ async def get_job(
         if wait == 0 or job.status in TERMINAL:
             return await _shown(session, job)
         first = await repository.look(session, job_id)
-    deadline = asyncio.get_running_loop().time() + min(wait, parts.settings.api.max_wait_seconds)
-    while asyncio.get_running_loop().time() < deadline and not await request.is_disconnected():
-        await asyncio.sleep(LOOK_SECONDS)
-        async with parts.database.read() as session:
-            if await repository.look(session, job_id) != first:
-                break
+    await _change(parts, job_id, first, request, seconds=min(wait, parts.settings.api.max_wait_seconds))
     async with parts.database.read() as session:
         return await _shown(session, await _found(session, caller.tenant.id, job_id))
+
+
+async def _change(parts: Parts, job_id: str, first: Look | None, request: Request, *, seconds: float) -> None:
+    """Wait until the job looks different, or there is no reason to wait any more. No session is held in between."""
+    clock_of = asyncio.get_running_loop().time
+    deadline = clock_of() + seconds
+    while (left := deadline - clock_of()) > 0 and not parts.stopping.is_set() and not await request.is_disconnected():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(parts.stopping.wait(), min(left, LOOK_SECONDS))
+        async with parts.database.read() as session:
+            if await repository.look(session, job_id) != first:
+                return
 
 
 @router.get("/{job_id}/events", responses=declare("not_found"))
