@@ -1,6 +1,6 @@
 """Make the virtual environment of the Makefile, or bring it up to date. Needs nothing but Python.
 
-An install is repeatable: every version comes from `constraints.txt`. torch is gigabytes, so it is treated with care: one that is
+An install is repeatable: every version comes from `constraints.txt`. torch, of gigabytes, gets special care: one that is
 installed already is kept, a CPU build that pip can see (by PIP_FIND_LINKS, say) wins over PyPI's CUDA build, and
 TORCH_INDEX_URL names an index to take it from. pip's own variables (PIP_INDEX_URL and the like) work as always.
 """

@@ -61,7 +61,8 @@ class Service:
 @contextmanager
 def up(state: Path, models: Path, **environment: str) -> Iterator[Service]:
     """`secateur up` on a free port; taken down, by SIGTERM, at the end of the block."""
-    command = [sys.executable, "-m", "secateur.cli", "up", "--json", "--port", "0", "--state", state, "--models", models]
+    folders = ["--state", str(state), "--models", str(models)]
+    command = [sys.executable, "-m", "secateur.cli", "up", "--json", "--port", "0", *folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **FAST, **environment}) as process:
         assert process.stdout is not None
         try:

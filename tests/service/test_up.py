@@ -24,7 +24,7 @@ def test_second_up_on_the_same_state_says_so_and_stops(service: Service) -> None
     assert second.returncode == 1
     assert "already" in second.stderr
     assert service.url in "".join(second.stderr.split())
-    assert service.client.jobs.get(service.client.jobs.create(recipe()).id)
+    assert service.finish(service.client.jobs.create(recipe()).id).status == "succeeded"
 
 
 def test_secrets_are_readable_by_their_owner_alone(service: Service) -> None:
