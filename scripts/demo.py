@@ -131,7 +131,7 @@ def summary(job: Job, generated: str) -> dict[str, Any]:
     assert metrics is not None
     assert metrics.perplexity is not None
     assert metrics.seconds is not None
-    weights = [artifact for artifact in job.artifacts if artifact.name.endswith(".safetensors")]
+    (weights,) = (artifact for artifact in job.artifacts if artifact.name.endswith(".safetensors"))
     return {
         "id": job.id,
         "method": job.recipe.method.name,
@@ -141,7 +141,7 @@ def summary(job: Job, generated: str) -> dict[str, Any]:
         "perplexity_pruned": metrics.perplexity.pruned,
         "seconds_prune": metrics.seconds.prune,
         "peak_memory_bytes": metrics.peak_memory_bytes,
-        "sha256": {artifact.name: artifact.sha256 for artifact in weights},
+        "sha256": weights.sha256,
         "generated": generated,
     }
 

@@ -77,7 +77,7 @@ def test_cancel_ends_the_child_within_five_seconds_and_leaves_nothing(service: S
 
 @pytest.mark.parametrize("victim", ["celery", "pool", "runner"])
 def test_job_outlives_its_killed_worker(service: Service, victim: str) -> None:
-    job = service.client.jobs.create(recipe("slow", samples=512))
+    job = service.client.jobs.create(recipe("slow", samples=256))
     service.wait(job.id, pruning_begun)
     worker = service.pid_of("workers.celery_app")
     (runner,) = runners(service)
