@@ -44,7 +44,7 @@ openapi: install ## Write openapi.json from the code
 	@$(BIN)/python -m app.openapi
 
 constraints: ## Pin what is installed now
-	@$(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
+	@$(BIN)/pip freeze --all --exclude-editable | sed -E 's/^(torch==[^+]*)\+.*/\1/' > constraints.txt
 
 clean: ## Remove the virtual environment and all local state
 	rm -rf $(VENV) .secateur
