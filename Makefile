@@ -32,7 +32,7 @@ check: install ## Lint, types, directions of import, containers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/hadolint Dockerfile
-	@$(BIN)/compose-lint check docker-compose.yml
+	@$(BIN)/compose-lint check -q --no-env docker-compose.yml
 	@if docker compose version >/dev/null 2>&1; then \
 	  POSTGRES_PASSWORD=x VALKEY_PASSWORD=x docker compose config --quiet; fi
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from secateur.problems import ProblemError
 from secateur.pruning.headers import CONFIG, ELEMENT_BYTES, FLOATS, INDEX, SINGLE, ModelHeaders, read_header
 
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -25,45 +26,90 @@ FORMAT_NAMES: Mapping[torch.dtype, str] = {
     torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.float8_e8m0fnu: "F8_E8M0",
 }  # fmt: skip
+_OF_FORMAT = {name: dtype for dtype, name in FORMAT_NAMES.items()}
 COPY_BYTES = 16 << 20
 # One file is the simplest download there is; beyond this size a file per block is easier to resume.
 SINGLE_FILE_BYTES = 2 << 30
 
 
 class Checkpoint:
-    """The weights in a model folder, memory-mapped. A context manager: leaving it closes the files."""
+    """The weights in a model folder. A context manager: leaving it closes the files.
+
+    Files are read and not mapped: mapped pages count as this process's memory for as long as the file is open, and a file
+    that is cut short under a mapping kills the process where a read can say so.
+    """
 
     def __init__(self, folder: Path, headers: ModelHeaders) -> None:
         self.folder, self.headers = folder, headers
-        self._files: dict[str, Any] = {}
-        self._stack = ExitStack()
+        self._files: dict[str, BinaryIO] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
         self._files.clear()
-        self._stack.close()
 
     @cached_property
     def sha256(self) -> str:
         """One digest for the model: over config.json and the weight files, in order."""
         whole = hashlib.sha256()
         for name in (CONFIG, *self.headers.files):
-            with (self.folder / name).open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
+            whole.update(bytes.fromhex(sha256_of(self.folder / name)))
         return whole.hexdigest()
 
     def __contains__(self, name: str) -> bool:
         return name in self.headers.tensors
 
     def read(self, name: str, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-        """A tensor by name, floats cast to `dtype`. Neither cast nor moved, it is the mapped file: never write to it."""
+        """A tensor by name, floats cast to `dtype`. Raises ProblemError `model_file_corrupt` if the file was cut short."""
         header = self.headers.tensors[name]
-        if header.file not in self._files:
-            self._files[header.file] = self._stack.enter_context(safe_open(self.folder / header.file, framework="pt"))
-        tensor: Tensor = self._files[header.file].get_tensor(name)
+        to_gpu = device is not None and device.type == "cuda"
+        raw = torch.empty(header.end - header.start, dtype=torch.uint8, pin_memory=to_gpu)
+        file = self._open(header.file)
+        file.seek(header.start)
+        unread = memoryview(raw.numpy())
+        while unread:
+            count = file.readinto(unread)  # type: ignore[attr-defined]  # an unbuffered file has it; BinaryIO does not say so
+            if not count:
+                raise ProblemError("model_file_corrupt", f"{header.file} was cut short while it was read.")
+            unread = unread[count:]
+        tensor = raw.view(_OF_FORMAT[header.dtype]).view(header.shape)
+        if to_gpu:
+            tensor = tensor.to(device, non_blocking=True)
         return tensor.to(device=device, dtype=dtype if header.dtype in FLOATS else None)
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Ask the system to read these tensors ahead, where it takes such advice."""
+        if sys.platform == "linux":
+            for header in (self.headers.tensors[name] for name in names):
+                file = self._open(header.file)
+                os.posix_fadvise(file.fileno(), header.start, header.end - header.start, os.POSIX_FADV_WILLNEED)
+
+    def _open(self, name: str) -> BinaryIO:
+        if name not in self._files:
+            self._files[name] = (self.folder / name).open("rb", buffering=0)
+        return self._files[name]
+
+
+def open_shard(path: Path) -> Checkpoint:
+    """A single safetensors file as a checkpoint without a config."""
+    return Checkpoint(path.parent, ModelHeaders("safetensors", {}, read_header(path)))
+
+
+def sha256_of(path: Path) -> str:
+    """A file's digest, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def link(existing: Path, new: Path) -> None:
+    """The same file under a second name; a copy where the file system has no hard links."""
+    try:
+        new.hardlink_to(existing)
+    except OSError:
+        shutil.copyfile(existing, new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +123,19 @@ class _Entry:
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file, atomically: it is there whole or not at all. The same tensors give the same bytes."""
-    _write(path, {name: _entry_of(tensor) for name, tensor in tensors.items()})
+    """Write a safetensors file, atomically: it is there whole or not at all. The same tensors give the same bytes.
+
+    It outlives the process at once, and the machine's power when the system has written it out; whoever trusts it later
+    checks its digest.
+    """
+    _write(path, {name: _entry_of(tensor) for name, tensor in tensors.items()}, durable=False)
 
 
 def gather(shards: list[Path], into: Path) -> None:
-    """Make of `shards` an ordinary checkpoint in the folder `into`: one file, or an index and the shards, numbered."""
+    """Make of `shards` an ordinary checkpoint in the folder `into`: one file, or an index and the shards, numbered.
+
+    The shards stay where they are, and what is made of them is on the disk when this returns.
+    """
     headers = {shard: read_header(shard) for shard in shards}
     total = sum(tensor.end - tensor.start for found in headers.values() for tensor in found.values())
     if total <= SINGLE_FILE_BYTES:
@@ -93,12 +146,13 @@ def gather(shards: list[Path], into: Path) -> None:
             for shard, found in headers.items()
             for name, tensor in found.items()
         }
-        _write(into / SINGLE, entries)
+        _write(into / SINGLE, entries, durable=True)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        shard.rename(into / file)
+        link(shard, into / file)
+        _sync(into / file)
         places |= dict.fromkeys(headers[shard], file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (into / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -118,7 +172,7 @@ def _slice(path: Path, start: int, end: int) -> Iterator[bytes]:
             yield file.read(min(COPY_BYTES, end - position))
 
 
-def _write(path: Path, entries: Mapping[str, _Entry]) -> None:
+def _write(path: Path, entries: Mapping[str, _Entry], *, durable: bool) -> None:
     """The safetensors format: the header's length, the header (widest elements first, so that all are aligned), the data."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     names = sorted(entries, key=lambda name: (-ELEMENT_BYTES[entries[name].dtype], name))
@@ -138,6 +192,11 @@ def _write(path: Path, entries: Mapping[str, _Entry]) -> None:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for name in names:
             file.writelines(entries[name].chunks())
-        file.flush()
-        os.fsync(file.fileno())
+    if durable:
+        _sync(partial_path)
     partial_path.rename(path)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from secateur.problems import ProblemError
 from secateur.pruning.calibration import TokenSet
-from secateur.pruning.streaming import MicroBatch, StreamedModel, run_block
+from secateur.pruning.streaming import MicroBatch, StreamedModel, forward
 
 PROTOCOL_VERSION = 1  # raise it when the same model and tokens would give another number
 LOGITS_AT_ONCE = 1 << 25  # elements of a float32 slice of the logits: 128 MiB
@@ -40,8 +40,7 @@ def measure(model: StreamedModel, windows: Tensor, on_block: Callable[[int], Non
     blocks_began = time.monotonic()
     for index in range(model.count):
         with model.block(index) as block:
-            for batch in batches:
-                batch.hidden = run_block(block, index, batch)
+            forward(block, index, batches)
         on_block(index + 1)
     per_token = (time.monotonic() - blocks_began) / windows.numel()
     loss = sum(_loss(model, batch) for batch in batches)

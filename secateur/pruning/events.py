@@ -16,16 +16,18 @@ class Narrator:
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._started = time.monotonic()
+        self._began: tuple[float, int] | None = None
 
     def stage(self, stage: Stage) -> None:
-        """A stage begins; its progress is estimated from here."""
-        self._started = time.monotonic()
+        """A stage begins; its progress is estimated from the first that is told of it."""
+        self._began = None
         self._on_event({"type": "stage", "stage": stage})
 
     def progress(self, done: int, total: int, unit: str = "blocks") -> None:
-        """`done` of `total` units of the stage are done, at the pace of those so far."""
-        eta = (time.monotonic() - self._started) / done * (total - done) if done else None
+        """`done` of `total` units of the stage are done; what is left is estimated at the pace since the first call."""
+        now = time.monotonic()
+        since, at_first = self._began = self._began or (now, done)
+        eta = (now - since) / (done - at_first) * (total - done) if done > at_first else None
         self._on_event(
             {
                 "type": "progress",

@@ -22,18 +22,16 @@ def explained() -> Iterator[None]:
         raise ProblemError(
             "disk_full", "The disk of the working folder is full.", hint="Free some space on it, then retry the job."
         ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _out_of_memory() from error
-    except RuntimeError as error:
-        # torch's CPU allocator has no exception of its own
-        if "DefaultCPUAllocator" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        raise _out_of_memory() from error
+        raise ProblemError(
+            "out_of_memory",
+            "The run needs more memory than there is.",
+            hint="Use fewer calibration samples or shorter sequences, or a machine with more memory.",
+        ) from error
 
 
-def _out_of_memory() -> ProblemError:
-    return ProblemError(
-        "out_of_memory",
-        "The run needs more memory than there is.",
-        hint="Use fewer calibration samples or shorter sequences, or a machine with more memory.",
-    )
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed. torch's CPU allocator has no exception of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,17 +36,28 @@ def lowest_per_row(scores: Tensor, count: int) -> Tensor:
     """Mark exactly the `count` lowest of each row, by (score, index). `scores` and the result are (rows, columns)."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count, dim=1, keepdim=True).values  # (rows, 1)
+    threshold = _kth_lowest(scores, count)  # (rows, 1)
+    chosen = scores <= threshold
+    if int(chosen.count_nonzero()) == count * len(scores):  # no row can have fewer, so none has more
+        return chosen
     below, ties = scores < threshold, scores == threshold
     wanted = count - below.sum(dim=1, keepdim=True)  # (rows, 1)
-    if torch.equal(ties.sum(dim=1, keepdim=True), wanted):
-        return below | ties
     return below | (ties & (ties.cumsum(dim=1) <= wanted))
 
 
 def lowest_per_layer(scores: Tensor, count: int) -> Tensor:
     """Mark exactly the `count` lowest of the whole matrix, by (score, row-major index). (rows, columns) both."""
     return lowest_per_row(scores.reshape(1, -1), count).reshape(scores.shape)  # (rows, columns)
+
+
+def _kth_lowest(scores: Tensor, count: int) -> Tensor:
+    """The `count`-th lowest score of each row of (rows, columns), counted from one: (rows, 1).
+
+    On the CPU numpy's vectorised selection is several times as fast as torch's.
+    """
+    if scores.device.type != "cpu":
+        return scores.kthvalue(count, dim=1, keepdim=True).values
+    return torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
 
 
 def n_of_m(scores: Tensor, kept: int, group: int) -> Tensor:

@@ -1,8 +1,9 @@
-"""One forward of a block in which each linear is pruned as its input arrives.
+"""Forwards of a block that pause at its linears.
 
-Every micro-batch runs the block's own code in a greenlet. When it reaches the first linear of a group (linears with the
-same input, such as q, k and v) it pauses; when all have, their inputs are observed, the group is pruned, and they go on
-with the pruned weights. So each linear is pruned on the inputs that it will really get, and the block runs once.
+Every micro-batch runs the block's own code in a greenlet, which pauses at the first linear of each group (linears with the
+same input, such as q, k and v). In a staged pass all micro-batches wait there for one another: their inputs are observed,
+the group is pruned, and they go on with the pruned weights. So each linear is pruned on the inputs that it will really get,
+and the block runs once.
 """
 
 from __future__ import annotations
@@ -56,20 +57,52 @@ def run_staged(
     """Run `block` once over `batches`, calling `prune` for each group with its inputs, (batch, seq, in_features) each.
 
     `prune` takes all the inputs, one micro-batch at a time, and changes the weights. With `propagate` the batches' hidden
-    states become the pruned block's output; without it nothing is computed after the last group.
+    states become the pruned block's output, all of them or, if anything fails, none; without it nothing is computed after
+    the last group.
     """
+    with _paused(block, index, batches, groups) as runs:
+        for group in groups:
+            prune(group, (run.switch() for run in runs))
+        if propagate:
+            outputs = [run.switch() for run in runs]
+            for batch, output in zip(batches, outputs, strict=True):
+                batch.hidden = output
+
+
+def run_dense(
+    block: nn.Module,
+    index: int,
+    batches: list[MicroBatch],
+    groups: list[Group],
+    observe: Callable[[Group, Tensor], None],
+    *,
+    propagate: bool,
+) -> None:
+    """Run `block` as it is over `batches`, showing `observe` every group's input, (batch, seq, in_features).
+
+    `propagate` is as in `run_staged`.
+    """
+    with _paused(block, index, batches, groups) as runs:
+        outputs = []
+        for run in runs:
+            for group in groups:
+                observe(group, run.switch())
+            if propagate:
+                outputs.append(run.switch())
+        for batch, output in zip(batches, outputs, strict=False):
+            batch.hidden = output
+
+
+@contextmanager
+def _paused(block: nn.Module, index: int, batches: list[MicroBatch], groups: list[Group]) -> Iterator[list[greenlet]]:
+    """A run for each micro-batch: each switch takes it to the next group's input, and the last one to its output."""
     hub = getcurrent()
 
     def pause(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         hub.switch(args[0])
 
-    runs = [greenlet(partial(run_block, block, index, batch)) for batch in batches]
     with _before({group[0]: pause for group in groups}, block):
-        for group in groups:
-            prune(group, (run.switch() for run in runs))
-        if propagate:
-            for run, batch in zip(runs, batches, strict=True):
-                batch.hidden = run.switch()
+        yield [greenlet(partial(run_block, block, index, batch)) for batch in batches]
 
 
 @contextmanager

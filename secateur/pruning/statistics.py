@@ -11,6 +11,9 @@ from torch import Tensor
 
 from secateur.pruning.registry import Observes
 
+TOKENS_AT_ONCE = 512  # that are widened to float32 at a time: they stay in a core's cache
+STRIP = 256  # rows of the Gram that are one matrix product
+
 
 class Statistics(Protocol):
     """An accumulator over the inputs of a linear."""
@@ -30,8 +33,8 @@ class InputNorms:
         self._squares = torch.zeros(in_features, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        tokens = inputs.flatten(0, -2).float()  # (tokens, in_features)
-        self._squares += torch.linalg.vector_norm(tokens, dim=0).double().square()
+        for tokens in inputs.flatten(0, -2).split(TOKENS_AT_ONCE):  # (tokens, in_features)
+            self._squares += tokens.float().square().sum(dim=0)
 
     @property
     def squares(self) -> Tensor:
@@ -39,20 +42,31 @@ class InputNorms:
 
 
 class Gram:
-    """The raw sum over tokens of x xT, (in_features, in_features), in float32. Nothing is scaled on the way."""
+    """The raw sum over tokens of x xT, (in_features, in_features), in float32. Nothing is scaled on the way.
+
+    The matrix is symmetric: only its lower triangle is accumulated, in strips of rows, and mirrored when it is read.
+    """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
-        self.total = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
+        self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
         tokens = inputs.flatten(0, -2)  # (tokens, in_features)
-        with _exact_products_of(tokens.dtype):
+        with exact_products_of(tokens.dtype):
             wide = tokens.float()
-            self.total.addmm_(wide.T, wide)
+            for start in range(0, len(self._lower), STRIP):
+                end = min(start + STRIP, len(self._lower))
+                self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
+
+    @property
+    def total(self) -> Tensor:
+        """The whole matrix, (in_features, in_features)."""
+        lower = self._lower.tril(-1)
+        return lower + lower.T + torch.diag(self.squares)
 
     @property
     def squares(self) -> Tensor:
-        return self.total.diagonal()
+        return self._lower.diagonal()
 
 
 def observer(observes: Observes, in_features: int, device: torch.device) -> Statistics:
@@ -61,7 +75,7 @@ def observer(observes: Observes, in_features: int, device: torch.device) -> Stat
 
 
 @contextmanager
-def _exact_products_of(dtype: torch.dtype) -> Iterator[None]:
+def exact_products_of(dtype: torch.dtype) -> Iterator[None]:
     """Let the CPU multiply float32 tensors that hold bfloat16 values with its bfloat16 units.
 
     Such products are exact in float32 and are summed in float32, so the result is no worse than that of a float32 product,

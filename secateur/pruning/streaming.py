@@ -20,9 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.families import Family, block_count
+from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
-
-BATCH_TOKENS = 4096
 
 
 @dataclass(slots=True)
@@ -45,24 +44,36 @@ class StreamedModel:
         self.count = block_count(checkpoint.headers)
         self.model = _without_weights(checkpoint.folder, dtype, device)
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.blocks).children())
+        self.batch_tokens = batch_tokens(checkpoint.headers.config, dtype, device)
         self._load_outside_blocks()
 
     def _load_outside_blocks(self) -> None:
         names = [name for name in self.model.state_dict() if not name.startswith(f"{self._family.blocks}.")]
-        weights = {name: self._read(name) for name in names if name in self._checkpoint}
+        weights = {name: self._read(self._checkpoint, name) for name in names if name in self._checkpoint}
         _assign(self.model, weights, strict=False)
         self.model.tie_weights()
         outside = ((n, p) for n, p in self.model.named_parameters() if not n.startswith(f"{self._family.blocks}."))
         if missing := next((name for name, parameter in outside if parameter.is_meta), None):
             raise ProblemError("model_file_corrupt", f"The tensor '{missing}' is missing, which the model needs.")
 
-    def _read(self, name: str) -> Tensor:
-        return self._checkpoint.read(name, self._dtype, self._device)
+    def _read(self, checkpoint: Checkpoint, name: str) -> Tensor:
+        return checkpoint.read(name, self._dtype, self._device)
 
     def batches(self, tokens: Tensor) -> list[MicroBatch]:
         """`tokens`, (sequences, seq), in micro-batches before the first block."""
-        size = max(1, BATCH_TOKENS // tokens.shape[1])
+        size = max(1, self.batch_tokens // tokens.shape[1])
         return [self.enter(part) for part in torch.split(tokens, size)]
+
+    def halved(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """The same sequences in the same place, in micro-batches of half the size; those of one sequence stay."""
+        halves: list[MicroBatch] = []
+        for batch in batches:
+            size = (len(batch.tokens) + 1) // 2
+            for tokens, hidden in zip(batch.tokens.split(size), batch.hidden.split(size), strict=True):
+                half = self.enter(tokens)
+                half.hidden = hidden.clone()
+                halves.append(half)
+        return halves
 
     def enter(self, tokens: Tensor) -> MicroBatch:
         """Embed `tokens`, (batch, seq), and note down what every block would be called with."""
@@ -100,17 +111,28 @@ class StreamedModel:
         return hidden
 
     @contextmanager
-    def block(self, index: int) -> Iterator[nn.Module]:
-        """Block `index` with its weights, which go when the context is left."""
-        block, prefix = self._blocks[index], f"{self._family.block(index)}."
+    def block(self, index: int, written: Checkpoint | None = None) -> Iterator[nn.Module]:
+        """Block `index` with its weights, which go when the context is left; of `written` if it is given.
+
+        The weights of the next block are read ahead meanwhile.
+        """
+        block, prefix, checkpoint = self._blocks[index], f"{self._family.block(index)}.", written or self._checkpoint
         empty = block.state_dict()
-        if missing := next((name for name in empty if prefix + name not in self._checkpoint), None):
+        if missing := next((name for name in empty if prefix + name not in checkpoint), None):
             raise ProblemError("model_file_corrupt", f"The tensor '{prefix}{missing}' is missing, which the model needs.")
-        _assign(block, {name: self._read(prefix + name) for name in empty}, strict=True)
+        _assign(block, {name: self._read(checkpoint, prefix + name) for name in empty}, strict=True)
+        following = f"{self._family.block(index + 1)}."
+        checkpoint.prefetch(name for name in checkpoint.headers.tensors if name.startswith(following))
         try:
             yield block
         finally:
             block.load_state_dict(empty, assign=True)
+
+
+def forward(block: nn.Module, index: int, batches: list[MicroBatch]) -> None:
+    """Carry `batches` through the block, one after the other."""
+    for batch in batches:
+        batch.hidden = run_block(block, index, batch)
 
 
 def run_block(block: nn.Module, index: int, batch: MicroBatch) -> Tensor:

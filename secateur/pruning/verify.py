@@ -13,9 +13,8 @@ from torch import Tensor
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import DTYPES, FORMAT_NAMES, Checkpoint
 from secateur.pruning.headers import FLOATS, read_model
+from secateur.pruning.methods import BITS
 from secateur.recipes import PruneRecipe
-
-_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ def _check_pruned(name: str, weight: Tensor, removed: int, group: tuple[int, int
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(_BITS[tensor.element_size()])
+    return tensor.contiguous().view(BITS[tensor.element_size()])
 
 
 def _fail(what: str) -> NoReturn:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from secateur.pruning.statistics import Statistics
+
+# Integers of a float's size, by bytes: to look at the bits.
+BITS: Mapping[int, torch.dtype] = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +37,26 @@ class Method(Protocol):
     def prepare(self, statistics: Statistics | None) -> Any:
         """What linears with the same input share; computed once for them."""
 
-    def prune(self, weight: Tensor, prepared: Any) -> Pruned:
-        """Prune `weight`, (out_features, in_features). The tensor that is given is not changed."""
+    def prune(self, weights: Sequence[Tensor], prepared: Any) -> list[Pruned]:
+        """Prune the weights of a group, (out_features, in_features) each. The tensors that are given are not changed."""
 
 
 def without(weight: Tensor, removed: Tensor) -> Tensor:
-    """`weight` with +0.0 where `removed`, and no -0.0 anywhere. All (out_features, in_features)."""
-    return weight.masked_fill(removed, 0.0) + 0.0
+    """`weight` with +0.0 where `removed`, and no -0.0 anywhere. All (out_features, in_features).
 
-
-def relative_error(weight: Tensor, pruned: Tensor, squares: Tensor | None) -> float:
-    """sum (W - W')^2 s / sum W^2 s, where s is `squares`, (in_features,), or ones.
-
-    With s the inputs' sums of squares this is the relative squared error of the output if inputs were uncorrelated.
-    `weight` and `pruned`: (out_features, in_features).
+    The zeros are made by clearing bits, which does not mind a random mask; torch's masked_fill takes nine times as long.
     """
-    wide = weight.float()
-    lost, whole = (wide - pruned.float()).square().sum(dim=0).double(), wide.square().sum(dim=0).double()  # (in_features,)
-    scale = 1.0 if squares is None else squares.double()
-    denominator = float((whole * scale).sum())
-    return float((lost * scale).sum()) / denominator if denominator > 0 else 0.0
+    bits = BITS[weight.element_size()]
+    kept = removed.to(bits) - 1  # all ones where a weight stays
+    return (weight.contiguous().view(bits) & kept).view(weight.dtype) + 0.0
+
+
+def lost_share(scores: Tensor, removed: Tensor) -> float:
+    """Sum of the squares of the `scores` that are `removed`, relative to that of all. Both (out_features, in_features).
+
+    With |weight| x input norm as score this is the relative squared error of the linear's output if its inputs were
+    uncorrelated; with |weight|, the relative squared error of the weights.
+    """
+    everything, gone = scores.flatten(), (scores * removed).flatten()  # (out_features * in_features,)
+    whole = float(torch.dot(everything, everything))
+    return float(torch.dot(gone, gone)) / whole if whole > 0 else 0.0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from secateur.pruning.masks import removal_mask
-from secateur.pruning.methods import Pruned, relative_error, without
+from secateur.pruning.methods import Pruned, lost_share, without
 from secateur.pruning.statistics import Statistics
 from secateur.recipes import Magnitude, Sparsity
 
@@ -22,7 +24,10 @@ class MagnitudeMethod:
     def prepare(self, statistics: Statistics | None) -> None:
         """Linears share nothing: the inputs are not looked at."""
 
-    def prune(self, weight: Tensor, prepared: None) -> Pruned:  # noqa: ARG002 - the protocol of every method
-        removed = removal_mask(magnitude_scores(weight), self._sparsity, self._comparison)
-        pruned = without(weight, removed)
-        return Pruned(pruned, removed, relative_error(weight, pruned, None), "weights")
+    def prune(self, weights: Sequence[Tensor], prepared: None) -> list[Pruned]:  # noqa: ARG002 - the protocol of every method
+        return [self._prune(weight) for weight in weights]
+
+    def _prune(self, weight: Tensor) -> Pruned:
+        scores = magnitude_scores(weight)
+        removed = removal_mask(scores, self._sparsity, self._comparison)
+        return Pruned(without(weight, removed), removed, lost_share(scores, removed), "weights")

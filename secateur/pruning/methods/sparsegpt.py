@@ -1,99 +1,77 @@
 """SparseGPT (arXiv 2301.00774): weights go by the optimal brain surgeon's saliency, column after column, and those to the
 right of a removed weight are updated to make up for it.
 
-Weights are held transposed, (in_features, out_features), so that a column of the paper is a row in memory.
+Weights are held transposed, (in_features, out_features), so that a column of the paper is a row in memory. Linears with
+the same input are swept together, side by side: each chooses its own mask, and they share every step of the sweep.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from secateur.problems import ProblemError
 from secateur.pruning.masks import count_of, lowest_per_layer, n_of_m
 from secateur.pruning.methods import Pruned, without
-from secateur.pruning.statistics import Gram, Statistics
+from secateur.pruning.methods.factor import Factor, inverse_factor
+from secateur.pruning.statistics import Gram, Statistics, exact_products_of
 from secateur.recipes import SparseGPT, Sparsity
 
 TILE = 16  # columns that are updated one by one; beyond the tile updates are matrix products
-MAX_DAMPING_RAISES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Factor:
-    """What linears with the same input share.
+class Swept:
+    """A linear after the sweep: the `weight` in float32 and the mask `removed`, both (out_features, in_features).
 
-    `upper`: U, upper triangular with H^-1 = UT U, float32, (in_features, in_features). `gram`: the undamped H that errors
-    are measured in. `dead`: inputs that were always zero, (in_features,). `fallbacks`: see `Pruned`.
+    `error`: tr(D H DT) / tr(W H WT) with D = W - W' and the undamped H: the relative squared output error on the
+    calibration inputs, before W' is rounded.
     """
 
-    upper: Tensor
-    gram: Tensor
-    dead: Tensor
-    fallbacks: tuple[str, ...]
+    weight: Tensor
+    removed: Tensor
+    error: float
 
 
-def inverse_factor(gram: Tensor, damping: float) -> Factor:
-    """Factor the inverse of H = `gram` + `damping` x mean(diagonal) x I; dead inputs get a one on the diagonal.
+def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, block_size: int) -> list[Swept]:
+    """Prune linears with the same input, (out_features, in_features) each, in one sweep.
 
-    `gram`: (in_features, in_features), any positive multiple of the sum of x xT. With J the reversal of the axes,
-    J H J = L LT gives U = J L^-1 J: one factorisation and one triangular inverse. If float32 does not find H positive
-    definite, float64 is tried, then more damping, tenfold each time; both are recorded. Raises ProblemError
-    `nonfinite_activation` for a Gram that no damping of that range makes positive definite.
+    Unstructured: in each block of `block_size` columns the lowest W^2 / U_jj^2 of all rows of a linear together are removed,
+    so many that after each block floor(columns so far x rows x target) are. N:M: M - N of each group of columns, chosen when
+    the sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M.
     """
-    dead = gram.diagonal() == 0  # (in_features,)
-    mean = gram.diagonal().double().mean().item() or 1.0
-    scaled = gram / mean  # so that damping and dead inputs are of the diagonal's size, whatever the inputs' size
-    fallbacks: list[str] = [f"dead_inputs:{int(dead.sum())}"] if bool(dead.any()) else []
-    attempts = [(torch.float32, damping)] + [(torch.float64, damping * 10**k) for k in range(MAX_DAMPING_RAISES + 1)]
-    for attempt, (dtype, amount) in enumerate(attempts):
-        reversed_h = scaled.to(dtype, copy=True)
-        reversed_h.diagonal().add_(amount + dead.to(dtype))
-        lower, failed = torch.linalg.cholesky_ex(reversed_h.flip(0, 1))
-        if not failed.item():
-            if attempt:
-                fallbacks.append(f"cholesky_float64:damping={amount:g}")
-            identity = torch.eye(len(gram), dtype=dtype, device=gram.device)
-            inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-            return Factor(inverse.flip(0, 1).float(), scaled, dead, tuple(fallbacks))
-    raise ProblemError(
-        "nonfinite_activation",
-        f"The Gram matrix of an input is not positive definite, not even with damping {attempts[-1][1]:g} in float64.",
-        hint="The calibration activations are degenerate or too large: use more calibration text, or float32.",
-    )
-
-
-def sparsegpt(weight: Tensor, factor: Factor, sparsity: Sparsity, block_size: int) -> tuple[Tensor, Tensor]:
-    """The pruned weight in float32 and its mask of removed weights, both (out_features, in_features).
-
-    Unstructured: in each block of `block_size` columns the lowest W^2 / U_jj^2 of all rows together are removed, so many
-    that after each block floor(columns so far x rows x target) are. N:M: M - N of each group of columns, chosen when the
-    sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M.
-    """
-    _, columns = weight.shape
-    group = sparsity.group
+    group, rows = sparsity.group, [len(weight) for weight in weights]
     block_size = max(group[1], block_size // group[1] * group[1]) if group else block_size
-    work = weight.float().T.contiguous()  # (in_features, out_features)
-    work[factor.dead] = 0.0
-    removed = torch.zeros_like(work, dtype=torch.bool)
-    for start in range(0, columns, block_size):
-        end = min(start + block_size, columns)
-        upper = factor.upper[start:end, start:end]
+    before = torch.cat(list(weights)).float().T.contiguous()  # (in_features, all out_features)
+    before[factor.dead] = 0.0
+    work, removed = before.clone(), torch.zeros_like(before, dtype=torch.bool)
+    scales = factor.upper.diagonal().unsqueeze(1)  # (in_features, 1)
+    steps = factor.upper / scales  # what removing a weight does to those to its right, for an error of one
+    losses = torch.zeros(before.shape[1], dtype=torch.float64, device=before.device)  # (all out_features,)
+    for start in range(0, len(work), block_size):
+        end = min(start + block_size, len(work))
         if group is None:
-            saliency = (work[start:end] / upper.diagonal().unsqueeze(1)).square()  # (block, out_features)
-            budget = count_of(end * len(weight), sparsity.target) - count_of(start * len(weight), sparsity.target)
-            removed[start:end] = lowest_per_layer(saliency.T, budget).T
-        errors = _sweep_block(work[start:end], removed[start:end], upper, group)
-        work[end:].addmm_(factor.upper[start:end, end:].T, errors, alpha=-1.0)
-    return work.T.contiguous(), removed.T.contiguous()
+            saliency = (work[start:end] / scales[start:end]).square()  # (block, all out_features)
+            for part, chosen in zip(saliency.split(rows, 1), removed[start:end].split(rows, 1), strict=True):
+                out = part.shape[1]
+                budget = count_of(end * out, sparsity.target) - count_of(start * out, sparsity.target)
+                chosen.copy_(lowest_per_layer(part.T, budget).T)  # (block, out_features)
+        errors = _sweep_block(work[start:end], removed[start:end], steps[start:end, start:end], scales[start:end], group)
+        work[end:].addmm_(steps[start:end, end:].T, errors, alpha=-1.0)
+        losses += (errors / scales[start:end]).square().sum(dim=0)
+    shares = _relative_errors(weights, before, work, losses, factor)
+    return [
+        Swept(after.T.contiguous(), gone.T.contiguous(), share)
+        for after, gone, share in zip(work.split(rows, 1), removed.split(rows, 1), shares, strict=True)
+    ]
 
 
-def _sweep_block(work: Tensor, removed: Tensor, upper: Tensor, group: tuple[int, int] | None) -> Tensor:
-    """Remove and update inside a block, in place; the scaled errors that later columns have to make up for are returned.
+def _sweep_block(work: Tensor, removed: Tensor, steps: Tensor, scales: Tensor, group: tuple[int, int] | None) -> Tensor:
+    """Remove and update inside a block, in place; what was removed is returned: later columns have to make up for it.
 
-    `work`, `removed` and the result: (block, out_features); `upper`: (block, block).
+    `work`, `removed` and the result: (block, out_features); `steps`: (block, block); `scales`: (block, 1).
     """
     columns = len(work)
     tile = max(group[1], TILE // group[1] * group[1]) if group else TILE
@@ -102,26 +80,30 @@ def _sweep_block(work: Tensor, removed: Tensor, upper: Tensor, group: tuple[int,
         end = min(start + tile, columns)
         for j in range(start, end):
             if group and (j - start) % group[1] == 0:
-                scales = upper.diagonal()[j : j + group[1]].unsqueeze(1)  # (group, 1)
-                saliency = (work[j : j + group[1]] / scales).square()  # (group, out_features)
+                saliency = (work[j : j + group[1]] / scales[j : j + group[1]]).square()  # (group, out_features)
                 removed[j : j + group[1]] = n_of_m(saliency.T, *group).T
             torch.mul(work[j], removed[j], out=errors[j])
-            work[j] -= errors[j]
-            errors[j] /= upper[j, j]
-            work[j + 1 : end].addr_(upper[j, j + 1 : end], errors[j], alpha=-1.0)
-        work[end:].addmm_(upper[start:end, end:].T, errors[start:end], alpha=-1.0)
+            work[j + 1 : end].addr_(steps[j, j + 1 : end], errors[j], alpha=-1.0)
+        work[end:].addmm_(steps[start:end, end:].T, errors[start:end], alpha=-1.0)
+    work -= errors
     return errors
 
 
-def gram_error(weight: Tensor, pruned: Tensor, gram: Tensor) -> float:
-    """tr(D H DT) / tr(W H WT) with D = W - W': the relative squared output error on the calibration inputs.
+def _relative_errors(weights: Sequence[Tensor], before: Tensor, after: Tensor, losses: Tensor, factor: Factor) -> list[float]:
+    """The errors that `Swept` has, from what the sweep knows.
 
-    `weight` and `pruned`: (out_features, in_features); `gram`: H, (in_features, in_features).
+    With D = E U, E the removed weights over U_jj, and H^-1 = UT U for the damped H, tr(D H DT) is the sum of E^2: `losses`,
+    by output row, (all out_features,). The damping's part of it, damping x D^2, is taken off. `before` and `after`:
+    (in_features, all out_features).
     """
-    wide = weight.float()
-    difference = wide - pruned.float()
-    lost, whole = ((matrix @ gram).mul_(matrix).sum().item() for matrix in (difference, wide))
-    return max(0.0, lost / whole) if whole > 0 else 0.0
+    lost = losses - factor.damping * (before - after).square().sum(dim=0)  # (all out_features,)
+    stacked = torch.cat(list(weights))  # (all out_features, in_features)
+    with exact_products_of(stacked.dtype):
+        wide = stacked.float()
+        whole = (wide @ factor.gram).mul_(wide).sum(dim=1)  # (all out_features,)
+    rows = [len(weight) for weight in weights]
+    sums = [(float(a.sum()), float(b.double().sum())) for a, b in zip(lost.split(rows), whole.split(rows), strict=True)]
+    return [max(0.0, a / b) if b > 0 else 0.0 for a, b in sums]
 
 
 class SparseGPTMethod:
@@ -132,7 +114,9 @@ class SparseGPTMethod:
         assert isinstance(statistics, Gram), "the registry says that SparseGPT observes the Gram"  # noqa: S101 - for the type checker
         return inverse_factor(statistics.total, self._parameters.damping)
 
-    def prune(self, weight: Tensor, prepared: Factor) -> Pruned:
-        updated, removed = sparsegpt(weight, prepared, self._sparsity, self._parameters.block_size)
-        pruned = without(updated.to(weight.dtype), removed)
-        return Pruned(pruned, removed, gram_error(weight, pruned, prepared.gram), "gram", prepared.fallbacks)
+    def prune(self, weights: Sequence[Tensor], prepared: Factor) -> list[Pruned]:
+        swept = sparsegpt(weights, prepared, self._sparsity, self._parameters.block_size)
+        return [
+            Pruned(without(done.weight.to(weight.dtype), done.removed), done.removed, done.error, "gram", prepared.fallbacks)
+            for weight, done in zip(weights, swept, strict=True)
+        ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from secateur.pruning.masks import removal_mask
-from secateur.pruning.methods import Pruned, relative_error, without
+from secateur.pruning.methods import Pruned, lost_share, without
 from secateur.pruning.statistics import Statistics
 from secateur.recipes import Sparsity, Wanda
 
@@ -23,11 +25,14 @@ class WandaMethod:
         self._comparison, self._sparsity = parameters.comparison, sparsity
 
     def prepare(self, statistics: Statistics | None) -> Tensor:
-        """Sums of squares of the inputs, (in_features,)."""
+        """The inputs' norms, (in_features,)."""
         assert statistics is not None, "the registry says that Wanda observes norms"  # noqa: S101 - for the type checker
-        return statistics.squares
+        return statistics.squares.sqrt()
 
-    def prune(self, weight: Tensor, prepared: Tensor) -> Pruned:
-        removed = removal_mask(wanda_scores(weight, prepared.sqrt()), self._sparsity, self._comparison)
-        pruned = without(weight, removed)
-        return Pruned(pruned, removed, relative_error(weight, pruned, prepared), "diagonal")
+    def prune(self, weights: Sequence[Tensor], prepared: Tensor) -> list[Pruned]:
+        return [self._prune(weight, prepared) for weight in weights]
+
+    def _prune(self, weight: Tensor, norms: Tensor) -> Pruned:
+        scores = wanda_scores(weight, norms)
+        removed = removal_mask(scores, self._sparsity, self._comparison)
+        return Pruned(without(weight, removed), removed, lost_share(scores, removed), "diagonal")
