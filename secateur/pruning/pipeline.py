@@ -176,7 +176,10 @@ def _evaluate(job: _Job, evaluation: TokenSet) -> tuple[dict[str, Any], Measured
 
     if dense is None:
         dense = measured(job.source, 0).perplexity
-        known.put(dense)
+        try:
+            known.put(dense)
+        except OSError as error:  # the next job measures again; this one has what it needs
+            job.narrator.log(f"The dense perplexity could not be kept: {error.strerror}.", "warning")
     with Checkpoint(job.output, read_model(job.output)) as written:
         pruned = measured(written, before)
     return {"dense": dense, "pruned": pruned.perplexity, "protocol": stated}, pruned

@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from secateur.pruning.calibration import TokenSet
 from secateur.pruning.checkpoint import DTYPES
-from secateur.pruning.evaluation import PerplexityCache, measure, protocol
+from secateur.pruning.evaluation import measure
 from secateur.pruning.families import FAMILIES, family_of
 from secateur.pruning.streaming import StreamedModel, run_block
 from tests.engine.conftest import MakeModel
@@ -43,15 +42,3 @@ def test_perplexity_is_that_of_the_models_own_loss(llama: Path, monkeypatch: pyt
         streamed = StreamedModel(source, family_of(source.headers), DTYPES["float32"], torch.device("cpu"))
         assert measure(streamed, WINDOWS, blocks.append).perplexity == pytest.approx(expected, rel=1e-5)
     assert blocks == [1, 2, 3]
-
-
-def test_a_cached_perplexity_is_found_by_all_it_depends_on(tmp_path: Path) -> None:
-    stated = protocol(TokenSet("wikitext2-sample", WINDOWS, "ab" * 32), "bfloat16")
-    PerplexityCache(tmp_path, "m" * 64, stated).put(12.5)
-    assert PerplexityCache(tmp_path, "m" * 64, stated).get() == 12.5
-    assert PerplexityCache(tmp_path, "n" * 64, stated).get() is None
-    assert PerplexityCache(tmp_path, "m" * 64, stated | {"dtype": "float32"}).get() is None
-    assert PerplexityCache(tmp_path, "m" * 64, stated | {"token_sha256": "cd" * 32}).get() is None
-    for file in tmp_path.iterdir():
-        file.write_text("{")
-    assert PerplexityCache(tmp_path, "m" * 64, stated).get() is None
