@@ -18,7 +18,7 @@ from secateur.recipes import Calibration, Perplexity
 
 @dataclass(frozen=True, slots=True)
 class TokenSet:
-    """`tokens`: (sequences, sequence_length), int64. `sha256` is that of the tokens as little-endian int32, row by row."""
+    """`tokens`: (sequences, sequence_length), int64. `sha256`: see `digest`."""
 
     dataset: str
     tokens: Tensor
@@ -90,5 +90,8 @@ def evaluation_set(tokens: Tensor, wanted: Perplexity) -> TokenSet:
 
 
 def digest(tokens: Tensor) -> str:
-    """sha256 of `tokens` as little-endian int32, row by row."""
-    return hashlib.sha256(tokens.to(torch.int32).numpy().astype("<i4").tobytes()).hexdigest()
+    """sha256 of the shape of `tokens`, (sequences, sequence_length), and then its elements row by row, all as little-endian
+    int32: the same text cut into other sequences is another token set."""
+    shape = torch.tensor(tokens.shape)  # (2,)
+    numbers = torch.cat([shape, tokens.flatten()]).to(torch.int32)  # (2 + sequences * sequence_length,)
+    return hashlib.sha256(numbers.numpy().astype("<i4").tobytes()).hexdigest()

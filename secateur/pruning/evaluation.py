@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkstemp
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ from secateur.problems import ProblemError
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.streaming import MicroBatch, StreamedModel, forward
 
-PROTOCOL_VERSION = 1  # raise it when the same model and tokens would give another number
+PROTOCOL_VERSION = 2  # raise it when the same model and tokens would give another number
 LOGITS_AT_ONCE = 1 << 25  # elements of a float32 slice of the logits: 128 MiB
 
 
@@ -78,23 +81,27 @@ def protocol(tokens: TokenSet, dtype: str) -> dict[str, str | int]:
 
 
 class PerplexityCache:
-    """Perplexities of dense models in a folder, by model digest, token set and protocol: each is computed once."""
+    """Perplexities of dense models in a folder, by model digest and stated protocol: each is computed once."""
 
-    def __init__(self, folder: Path, model_digest: str, stated: dict[str, str | int]) -> None:
-        key = f"{model_digest[:32]}-{str(stated['token_sha256'])[:32]}-{stated['dtype']}-v{PROTOCOL_VERSION}"
-        self._file = folder / f"{key}.json"
+    def __init__(self, folder: Path, model_digest: str, stated: Mapping[str, str | int]) -> None:
+        key = json.dumps({"model": model_digest, "version": PROTOCOL_VERSION, **stated}, sort_keys=True)
+        self._file = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
     def get(self) -> float | None:
         """The perplexity if it is known; a file that cannot be read counts as absent."""
         try:
-            value = json.loads(self._file.read_text())["perplexity"]
+            return float(json.loads(self._file.read_text())["perplexity"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return float(value)
 
     def put(self, value: float) -> None:
-        """Keep `value`; the file appears whole or not at all."""
+        """Keep `value`; the file appears whole or not at all, also when others write the same. Raises OSError."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._file.with_suffix(".partial")
-        partial.write_text(json.dumps({"perplexity": value}))
-        partial.replace(self._file)
+        descriptor, name = mkstemp(dir=self._file.parent, suffix=".partial")
+        partial = Path(name)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                json.dump({"perplexity": value}, file)
+            partial.rename(self._file)
+        finally:
+            partial.unlink(missing_ok=True)  # it is still there if something went wrong

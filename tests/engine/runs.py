@@ -27,10 +27,12 @@ def recipe(method: str | dict[str, Any] = "wanda", pattern: str | float = 0.5, *
     )
 
 
-def prune(wanted: PruneRecipe, source: Path, into: Path, events: list[Event] | None = None) -> RunResult:
+def prune(
+    wanted: PruneRecipe, source: Path, into: Path, events: list[Event] | None = None, *, cache: Path | None = None
+) -> RunResult:
     """Run `wanted` on the model folder `source`; the result is in `into` / output."""
     told = [] if events is None else events
-    return run(wanted, source=source, output=into / "output", cache=into / "cache", on_event=told.append)
+    return run(wanted, source=source, output=into / "output", cache=cache or into / "cache", on_event=told.append)
 
 
 def checkpoint(folder: Path) -> Checkpoint:

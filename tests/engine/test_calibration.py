@@ -43,9 +43,16 @@ def test_windows_are_consecutive_from_the_beginning() -> None:
     assert torch.equal(evaluation_set(TOKENS, Perplexity(sequence_length=300, max_windows=2)).tokens.flatten(), TOKENS[:600])
 
 
-def test_the_digest_is_of_little_endian_int32() -> None:
-    tokens = torch.tensor([[1, 2], [70_000, 4]])
-    assert digest(tokens) == hashlib.sha256(struct.pack("<4i", 1, 2, 70_000, 4)).hexdigest()
+def test_the_digest_is_of_shape_and_tokens_as_little_endian_int32() -> None:
+    tokens = torch.tensor([[1, 2, 3], [70_000, 4, 5]])
+    assert digest(tokens) == hashlib.sha256(struct.pack("<8i", 2, 3, 1, 2, 3, 70_000, 4, 5)).hexdigest()
+
+
+def test_the_same_text_in_other_windows_is_another_token_set() -> None:
+    short = evaluation_set(TOKENS, Perplexity(sequence_length=50, max_windows=8))
+    long = evaluation_set(TOKENS, Perplexity(sequence_length=100, max_windows=4))
+    assert torch.equal(short.tokens.flatten(), long.tokens.flatten())
+    assert short.sha256 != long.sha256
 
 
 def test_a_tokenizer_that_is_broken_or_too_large_is_the_models_fault(llama: Path, tmp_path: Path) -> None:
