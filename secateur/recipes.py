@@ -204,6 +204,12 @@ class PruneRecipe(_Part):
     method: Method
     sparsity: Sparsity
     calibration: Calibration = Calibration()
+    propagate: Literal["staged", "block", "none"] = Field(
+        default="staged",
+        description="Which inputs a linear is pruned on: those that the linears pruned before it leave it (`staged`, one "
+        "forward); those of its dense block behind pruned blocks (`block`, as the papers' code, two forwards); those of "
+        "the dense model (`none`, one forward).",
+    )
     evaluation: Evaluation = Evaluation()
     output: Output = Output()
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}

@@ -27,16 +27,11 @@ from huggingface_hub.errors import (
 
 from secateur.problems import ProblemError, at
 from secateur.pruning import headers
-from secateur.pruning.headers import CONFIG, INDEX, SINGLE, ModelHeaders, Tensor
+from secateur.pruning.headers import COMPANIONS, CONFIG, INDEX, SINGLE, TOKENIZER_CONFIG, ModelHeaders, Tensor
 from secateur.recipes import Model
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # What is fetched beside the weights. Everything else stays on the hub: pickles, Python, other weights, pictures.
-COMPANIONS = frozenset({
-    CONFIG, "generation_config.json",
-    TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json",
-    "vocab.txt", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-})  # fmt: skip
+FETCHED = frozenset({CONFIG, *COMPANIONS})
 MAX_COMPANION_BYTES = 100_000_000
 MAX_SHARDS = 1_000
 MAX_HEADERS_BYTES = 64_000_000  # of all shards together; a model of 10^12 parameters has some 15 MB
@@ -170,7 +165,7 @@ def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], dict[str, str] 
 
 def selected(snapshot: Snapshot, weights: list[str]) -> list[HubFile]:
     """The files to fetch: weights, config and tokenizer, by name. Raises `model_file_corrupt` for an outsized companion."""
-    names = [*weights, *COMPANIONS] if weights == [SINGLE] else [*weights, INDEX, *COMPANIONS]
+    names = [*weights, *FETCHED] if weights == [SINGLE] else [*weights, INDEX, *FETCHED]
     files = [snapshot.files[name] for name in sorted(names) if name in snapshot.files]
     for file in files:
         if file.size > MAX_COMPANION_BYTES and file.path not in weights:

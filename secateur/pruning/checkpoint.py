@@ -69,7 +69,7 @@ class Checkpoint:
         raw = torch.empty(header.end - header.start, dtype=torch.uint8, pin_memory=to_gpu)
         file = self._open(header.file)
         file.seek(header.start)
-        unread = memoryview(raw.numpy())
+        unread = raw.numpy().data
         while unread:
             count = file.readinto(unread)  # type: ignore[attr-defined]  # an unbuffered file has it; BinaryIO does not say so
             if not count:

@@ -21,6 +21,22 @@ CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# What a user needs beside the weights and config.json.
+COMPANIONS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    TOKENIZER_CONFIG,
+    "vocab.json",
+    "vocab.txt",
+)
 
 # Bytes of an element, for the dtypes that a safetensors header may name.
 ELEMENT_BYTES: Mapping[str, int] = {

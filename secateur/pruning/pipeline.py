@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import resource
 import shutil
-import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
+from secateur import __version__
 from secateur.pruning import admission, report
 from secateur.pruning.blocks import best_device, prune_blocks, write_outside_blocks
 from secateur.pruning.calibration import TokenSet, calibration_set, evaluation_set, tokenise
-from secateur.pruning.checkpoint import DTYPES, Checkpoint, gather
+from secateur.pruning.checkpoint import DTYPES, Checkpoint, gather, sha256_of
 from secateur.pruning.datasets import read_text
 from secateur.pruning.evaluation import Measured, PerplexityCache, measure, protocol
 from secateur.pruning.events import Narrator, OnEvent
@@ -24,10 +24,14 @@ from secateur.pruning.explain import explained
 from secateur.pruning.families import Family, block_count, family_of
 from secateur.pruning.gguf import convert
 from secateur.pruning.headers import ModelHeaders, read_model
+from secateur.pruning.memory import keep_what_is_freed, peak
 from secateur.pruning.registry import METHODS
+from secateur.pruning.resume import Attempt
 from secateur.pruning.streaming import StreamedModel
 from secateur.pruning.verify import verify
 from secateur.recipes import PruneRecipe
+
+SCRATCH = ".scratch"  # in the output folder, while the run is on
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +61,27 @@ def run(
     on_event: OnEvent,
     texts: Path | None = None,
     within: Path | None = None,
+    earlier: Sequence[Path] = (),
 ) -> RunResult:
     """Prune the model in the folder `source` as `recipe` says and fill the folder `output`, which is empty or absent.
 
     `cache`: a folder for what is worth keeping between runs (dense perplexities). `texts`: the folder that
     `datasets.fetch_texts` filled, for datasets of the hub. `within`: where symbolic links in `source` may lead. `on_event`
-    is told stages, progress and log lines. If it fails `output` is left empty, and what is raised is a ProblemError wherever
-    the user can do something about it.
+    is told stages, progress and log lines. `earlier`: output folders that killed runs of the same job left, on the same file
+    system; blocks that they finished are taken over, whatever else is in them is ignored. If the run fails `output` is left
+    empty, and what is raised is a ProblemError wherever the user can do something about it.
     """
     started, narrator = time.monotonic(), Narrator(on_event)
-    scratch = output / ".scratch"
+    scratch = output / SCRATCH
+    keep_what_is_freed()
     try:
         with explained(), torch.no_grad():
             scratch.mkdir(parents=True)
             folder, headers = _as_safetensors(source, scratch, within, narrator)
             admission.check(recipe, headers)
             with Checkpoint(folder, headers) as checkpoint:
-                job = _Job(recipe, checkpoint, family_of(headers), output, scratch, cache, texts, narrator)
-                return _run(job, started)
+                job = _Job(recipe, checkpoint, family_of(headers), output, cache, texts, narrator)
+                return _run(job, [folder / SCRATCH for folder in earlier], started)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
@@ -89,7 +96,6 @@ class _Job:
     source: Checkpoint
     family: Family
     output: Path
-    scratch: Path
     cache: Path
     texts: Path | None
     narrator: Narrator
@@ -99,35 +105,49 @@ class _Job:
         return DTYPES[self.recipe.output.dtype]
 
 
-def _run(job: _Job, started: float) -> RunResult:
+def _run(job: _Job, earlier: list[Path], started: float) -> RunResult:
     job.narrator.stage("calibrating")
     calibration, evaluation = _token_sets(job)
+    attempt = Attempt(job.output / SCRATCH, _fingerprint(job, calibration))
+    attempt.take_over(earlier)
+    if attempt.finished:
+        job.narrator.log(f"An earlier attempt finished {len(attempt.finished)} blocks; they are taken over.")
     job.narrator.stage("pruning")
-    pruning_began = time.monotonic()
     tokens = calibration.tokens if calibration else None
-    blocks = prune_blocks(job.recipe, job.source, job.family, tokens=tokens, shards=job.scratch, narrator=job.narrator)
-    _write_model(job)
-    seconds = {"prune": time.monotonic() - pruning_began}
+    pruning = prune_blocks(job.recipe, job.source, job.family, tokens=tokens, attempt=attempt, narrator=job.narrator)
+    _write_model(job, attempt)
     perplexities, measured = _evaluate(job, evaluation) if evaluation else (None, None)
     job.narrator.stage("packaging")
-    removed = {linear.name: linear.removed for block in blocks for linear in block.linears}
+    removed = {linear.name: linear.removed for block in attempt.finished for linear in block.linears}
     facts = verify(job.output, job.source, removed, job.recipe)
     document = report.compression_report(
-        job.recipe, job.source.sha256, facts, blocks=blocks, calibration=calibration, perplexity=perplexities
+        job.recipe, job.source.sha256, facts, blocks=attempt.finished, calibration=calibration, perplexity=perplexities
     )
     report.write_report_and_card(job.output, job.recipe, document)
-    shutil.rmtree(job.scratch)
+    shutil.rmtree(attempt.folder)
 
-    metrics: dict[str, Any] = {"sparsity": facts.sparsity, "seconds": seconds, "peak_memory_bytes": peak_memory()}
+    seconds = {"prune": pruning}
+    metrics: dict[str, Any] = {"sparsity": facts.sparsity, "seconds": seconds, "peak_memory_bytes": peak()}
     if perplexities:
         metrics["perplexity"] = perplexities
     if measured:
         seconds["evaluate"] = measured.seconds
         if tokens is not None:
-            metrics["forward_multiple"] = seconds["prune"] / (measured.block_seconds_per_token * tokens.numel())
-    files = [_described(path) for path in sorted(job.output.iterdir())]
+            metrics["forward_multiple"] = pruning / (measured.block_seconds_per_token * tokens.numel())
+    files = [OutputFile(path.name, path.stat().st_size, sha256_of(path)) for path in sorted(job.output.iterdir())]
     seconds["total"] = time.monotonic() - started
     return RunResult(metrics, files, document)
+
+
+def _fingerprint(job: _Job, calibration: TokenSet | None) -> dict[str, Any]:
+    """All that a finished block depends on; what only comes after it is left out."""
+    return {
+        "recipe": job.recipe.model_dump(mode="json", exclude={"metadata": True, "evaluation": True, "output": {"name"}}),
+        "model": job.source.sha256,
+        "tokens": calibration.sha256 if calibration else None,
+        "versions": [__version__, torch.__version__, transformers.__version__],
+        "device": best_device().type,
+    }
 
 
 def _as_safetensors(source: Path, scratch: Path, within: Path | None, narrator: Narrator) -> tuple[Path, ModelHeaders]:
@@ -153,11 +173,10 @@ def _token_sets(job: _Job) -> tuple[TokenSet | None, TokenSet | None]:
     return calibration, evaluation
 
 
-def _write_model(job: _Job) -> None:
+def _write_model(job: _Job, attempt: Attempt) -> None:
     """Weights, config and companions: from here on the output is a model that loads."""
-    outside = job.scratch / "outside-blocks.safetensors"
-    write_outside_blocks(job.source, job.family, job.dtype, outside)
-    gather([outside, *sorted(job.scratch.glob("block-*.safetensors"))], job.output)
+    write_outside_blocks(job.source, job.family, job.dtype, attempt)
+    gather([attempt.outside, *(attempt.shard(facts.block) for facts in attempt.finished)], job.output)
     report.write_config(job.source.headers.config, job.recipe.output.dtype, job.output)
     report.copy_companions(job.source.folder, job.output)
 
@@ -183,14 +202,3 @@ def _evaluate(job: _Job, evaluation: TokenSet) -> tuple[dict[str, Any], Measured
     with Checkpoint(job.output, read_model(job.output)) as written:
         pruned = measured(written, before)
     return {"dense": dense, "pruned": pruned.perplexity, "protocol": stated}, pruned
-
-
-def peak_memory() -> int:
-    """The largest resident set this process has had, in bytes; mapped files count."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
-
-
-def _described(path: Path) -> OutputFile:
-    with path.open("rb") as file:
-        return OutputFile(path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

@@ -11,9 +11,9 @@ from typing import Any
 
 from secateur import __version__
 from secateur.problems import ProblemError
-from secateur.pruning.blocks import BlockFacts
 from secateur.pruning.calibration import TokenSet
-from secateur.pruning.headers import CONFIG, MAX_JSON_BYTES
+from secateur.pruning.facts import BlockFacts
+from secateur.pruning.headers import COMPANIONS, CONFIG, MAX_JSON_BYTES
 from secateur.pruning.registry import METHODS
 from secateur.pruning.verify import Facts
 from secateur.recipes import PruneRecipe
@@ -21,19 +21,6 @@ from secateur.recipes import PruneRecipe
 REPORT = "compression_report.json"
 CARD = "README.md"
 
-# What a user needs beside the weights, copied as it is.
-COMPANIONS = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
 _DROPPED_FROM_CONFIG = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
 
 

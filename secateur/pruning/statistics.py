@@ -33,7 +33,7 @@ class InputNorms:
         self._squares = torch.zeros(in_features, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        for tokens in inputs.flatten(0, -2).split(TOKENS_AT_ONCE):  # (tokens, in_features)
+        for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
             self._squares += tokens.float().square().sum(dim=0)
 
     @property

@@ -69,7 +69,7 @@ class StreamedModel:
         halves: list[MicroBatch] = []
         for batch in batches:
             size = (len(batch.tokens) + 1) // 2
-            for tokens, hidden in zip(batch.tokens.split(size), batch.hidden.split(size), strict=True):
+            for tokens, hidden in zip(torch.split(batch.tokens, size), torch.split(batch.hidden, size), strict=True):
                 half = self.enter(tokens)
                 half.hidden = hidden.clone()
                 halves.append(half)

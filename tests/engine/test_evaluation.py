@@ -33,7 +33,7 @@ def test_the_streamed_model_is_the_model(make_model: MakeModel, architecture: st
 
 
 def test_perplexity_is_that_of_the_models_own_loss(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.pruning.streaming.BATCH_TOKENS", 96)  # two windows at a time, and one left
+    monkeypatch.setattr("secateur.pruning.memory.MOST_TOKENS", 96)  # two windows at a time, and one left
     monkeypatch.setattr("secateur.pruning.evaluation.LOGITS_AT_ONCE", 257 * 10)
     whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     blocks: list[int] = []

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from secateur.problems import ProblemError
 from secateur.pruning.masks import count_of
-from secateur.pruning.methods.sparsegpt import SparseGPTMethod, gram_error, inverse_factor, sparsegpt
+from secateur.pruning.methods.factor import inverse_factor, inverse_lower
+from secateur.pruning.methods.sparsegpt import SparseGPTMethod, sparsegpt
 from secateur.pruning.statistics import Gram
 from secateur.recipes import SparseGPT, Sparsity
 
@@ -74,40 +75,66 @@ def test_it_is_the_papers_algorithm(layer: tuple[Tensor, Tensor], sparsity: Spar
     gram = Gram(96, torch.device("cpu"))
     for part in torch.split(inputs, 150):
         gram.add(part)
-    pruned, removed = sparsegpt(weight, inverse_factor(gram.total, 0.01), sparsity, block)
-    assert torch.equal(removed, expected_removed)
-    assert float((pruned.double() - expected).norm() / expected.norm()) < 1e-4
+    (done,) = sparsegpt([weight], inverse_factor(gram.total, 0.01), sparsity, block)
+    assert torch.equal(done.removed, expected_removed)
+    assert float((done.weight.double() - expected).norm() / expected.norm()) < 1e-4
     if sparsity.group is None:
-        assert int(removed.sum()) == count_of(weight.numel(), sparsity.target)
+        assert int(done.removed.sum()) == count_of(weight.numel(), sparsity.target)
+
+
+@pytest.mark.parametrize("sparsity", [Sparsity(target=0.37), Sparsity(pattern="2:4")], ids=str)
+def test_linears_swept_together_come_out_as_if_alone(layer: tuple[Tensor, Tensor], sparsity: Sparsity) -> None:
+    weight, inputs = layer
+    factor = inverse_factor(inputs.T @ inputs, 0.01)
+    group = [weight, 3 * weight[:10] + 1, weight[5:6]]
+    for each, done in zip(group, sparsegpt(group, factor, sparsity, 32), strict=True):
+        (alone,) = sparsegpt([each], factor, sparsity, 32)
+        assert torch.equal(done.removed, alone.removed)
+        torch.testing.assert_close(done.weight, alone.weight)
+        assert done.error == pytest.approx(alone.error)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 31, 64])
+def test_the_inverse_factor_by_halves_is_that_of_lapack(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    monkeypatch.setattr("secateur.pruning.methods.factor.LEAF", 4)
+    x = torch.randn(3 * n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    inverse = inverse_lower(x.T @ x)
+    assert inverse is not None
+    torch.testing.assert_close(inverse, torch.linalg.inv(torch.linalg.cholesky(x.T @ x)))
+    for place in range(n):
+        broken = x.T @ x
+        broken[place, place] = -1.0
+        assert inverse_lower(broken) is None
 
 
 def test_the_update_pays(layer: tuple[Tensor, Tensor]) -> None:
     """The output error is well below that of the same mask without the update, and is what the report says."""
     weight, inputs = layer
-    gram = inputs.T @ inputs
     method = SparseGPTMethod(SparseGPT(name="sparsegpt"), Sparsity(target=0.5))
     statistics = Gram(96, torch.device("cpu"))
     statistics.add(inputs)
-    done = method.prune(weight, method.prepare(statistics))
+    (done,) = method.prune([weight], method.prepare(statistics))
     outputs = weight @ inputs.T
     error = float(((weight - done.weight) @ inputs.T).square().sum() / outputs.square().sum())
     assert done.error == pytest.approx(error, rel=1e-4)
-    assert error < 0.8 * gram_error(weight, weight.masked_fill(done.removed, 0.0), gram)
+    without_update = weight.masked_fill(done.removed, 0.0)
+    assert error < 0.8 * float(((weight - without_update) @ inputs.T).square().sum() / outputs.square().sum())
 
 
 def test_dead_inputs_are_removed_and_told(layer: tuple[Tensor, Tensor]) -> None:
     weight, inputs = layer
     factor = inverse_factor(inputs.T @ inputs, 0.01)
-    pruned, _ = sparsegpt(weight, factor, Sparsity(target=0.5), 128)
+    (done,) = sparsegpt([weight], factor, Sparsity(target=0.5), 128)
     assert factor.fallbacks == ("dead_inputs:2",)
-    assert bool((pruned[:, [5, 40]] == 0).all())
+    assert bool((done.weight[:, [5, 40]] == 0).all())
 
 
 def test_nothing_but_zeros_in_gives_zeros_out() -> None:
     factor = inverse_factor(torch.zeros(8, 8), 0.01)
-    pruned, _ = sparsegpt(torch.randn(4, 8), factor, Sparsity(target=0.5), 128)
+    (done,) = sparsegpt([torch.randn(4, 8)], factor, Sparsity(target=0.5), 128)
     assert factor.fallbacks == ("dead_inputs:8",)
-    assert bool((pruned == 0).all())
+    assert bool((done.weight == 0).all())
+    assert done.error == 0.0
 
 
 def test_a_gram_that_float32_cannot_factor_is_factored_in_float64() -> None:

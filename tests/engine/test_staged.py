@@ -57,7 +57,7 @@ def tokens_of(source: Path, wanted: PruneRecipe) -> Tensor:
 def test_staged_wanda_is_wanda_on_the_inputs_that_linears_really_get(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, batch_tokens: int
 ) -> None:
-    monkeypatch.setattr("secateur.pruning.streaming.BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr("secateur.pruning.memory.MOST_TOKENS", batch_tokens)
     source = make_model(architecture, tied=False)
     prune(recipe("wanda"), source, tmp_path)
     pruned = load_file(tmp_path / "output" / "model.safetensors")

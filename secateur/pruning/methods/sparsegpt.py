@@ -54,7 +54,7 @@ def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, blo
         end = min(start + block_size, len(work))
         if group is None:
             saliency = (work[start:end] / scales[start:end]).square()  # (block, all out_features)
-            for part, chosen in zip(saliency.split(rows, 1), removed[start:end].split(rows, 1), strict=True):
+            for part, chosen in zip(torch.split(saliency, rows, 1), torch.split(removed[start:end], rows, 1), strict=True):
                 out = part.shape[1]
                 budget = count_of(end * out, sparsity.target) - count_of(start * out, sparsity.target)
                 chosen.copy_(lowest_per_layer(part.T, budget).T)  # (block, out_features)
@@ -64,7 +64,7 @@ def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, blo
     shares = _relative_errors(weights, before, work, losses, factor)
     return [
         Swept(after.T.contiguous(), gone.T.contiguous(), share)
-        for after, gone, share in zip(work.split(rows, 1), removed.split(rows, 1), shares, strict=True)
+        for after, gone, share in zip(torch.split(work, rows, 1), torch.split(removed, rows, 1), shares, strict=True)
     ]
 
 
@@ -89,7 +89,9 @@ def _sweep_block(work: Tensor, removed: Tensor, steps: Tensor, scales: Tensor, g
     return errors
 
 
-def _relative_errors(weights: Sequence[Tensor], before: Tensor, after: Tensor, losses: Tensor, factor: Factor) -> list[float]:
+def _relative_errors(
+    weights: Sequence[Tensor], before: Tensor, after: Tensor, losses: Tensor, factor: Factor
+) -> list[float]:
     """The errors that `Swept` has, from what the sweep knows.
 
     With D = E U, E the removed weights over U_jj, and H^-1 = UT U for the damped H, tr(D H DT) is the sum of E^2: `losses`,
@@ -102,8 +104,9 @@ def _relative_errors(weights: Sequence[Tensor], before: Tensor, after: Tensor, l
         wide = stacked.float()
         whole = (wide @ factor.gram).mul_(wide).sum(dim=1)  # (all out_features,)
     rows = [len(weight) for weight in weights]
-    sums = [(float(a.sum()), float(b.double().sum())) for a, b in zip(lost.split(rows), whole.split(rows), strict=True)]
-    return [max(0.0, a / b) if b > 0 else 0.0 for a, b in sums]
+    pairs = zip(torch.split(lost, rows), torch.split(whole.double(), rows), strict=True)
+    sums = [(float(gone.sum()), float(everything.sum())) for gone, everything in pairs]
+    return [max(0.0, gone / everything) if everything > 0 else 0.0 for gone, everything in sums]
 
 
 class SparseGPTMethod:

@@ -1,0 +1,31 @@
+"""What was done to a model, block by block and linear by linear: the stuff of reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFacts:
+    """What was done to one linear: `name` is its tensor's; the rest is as in `methods.Pruned`.
+
+    `seconds`: of those that its group took, the share that its rows have.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    removed: int
+    error: float
+    error_measure: str
+    fallbacks: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(slots=True)
+class BlockFacts:
+    """What was done to one block; linears in the order they run. `fallbacks`: what the block as a whole made necessary."""
+
+    block: int
+    seconds: float = 0.0
+    fallbacks: tuple[str, ...] = ()
+    linears: list[LinearFacts] = field(default_factory=list)
