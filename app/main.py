@@ -50,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         separate_input_output_schemas=False,
     )
     errors.install(app)
-    app.add_middleware(RequestLimits, max_bytes=settings.api.max_body_bytes)
+    app.add_middleware(RequestLimits, max_bytes=settings.http.max_body_bytes)
     app.add_middleware(RequestContext)
     app.include_router(_version_1())
     app.include_router(health.router)

@@ -31,7 +31,7 @@ class StoreSettings(_Group):
     endpoint: str | None = Field(default=None, description="S3 endpoint, if it is not AWS.")
 
 
-class ApiSettings(_Group):
+class HttpSettings(_Group):
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     max_wait_seconds: float = Field(default=60, ge=0, description="The longest `?wait=`.")
 
@@ -51,6 +51,7 @@ class WorkerSettings(_Group):
     queues: tuple[str, ...] = Field(default=("default",), description="Queues that this worker takes jobs from.")
     lease_seconds: float = Field(default=30, gt=0.5, description="How long a silent worker keeps its job.")
     heartbeat_seconds: float = Field(default=2, gt=0.05, description="Between renewals of the lease and looks for a cancel.")
+    patience_seconds: float = Field(default=600, ge=0, description="How long a store or hub that is away is tried again.")
     terminate_seconds: float = Field(default=3, gt=0, description="Between SIGTERM and SIGKILL of a child that must end.")
     max_barren_attempts: int = Field(default=3, ge=1, description="Attempts in a row without a new block, then it fails.")
 
@@ -65,7 +66,13 @@ class Settings(BaseSettings):
     """The whole of it; `Settings()` reads the environment."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SECATEUR_", env_nested_delimiter="_", env_nested_max_split=1, frozen=True, extra="ignore"
+        env_prefix="SECATEUR_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        frozen=True,
+        extra="ignore",
+        # A URL holds a password: what is wrong with it is told without showing it.
+        hide_input_in_errors=True,
     )
 
     state: Path = Path(".secateur")
@@ -73,7 +80,8 @@ class Settings(BaseSettings):
     database: DatabaseSettings = DatabaseSettings()
     broker: BrokerSettings = BrokerSettings()
     store: StoreSettings = StoreSettings()
-    api: ApiSettings = ApiSettings()
+    # Not `api`: SECATEUR_API_KEY is the client's variable, and must not be read as a setting of the service.
+    http: HttpSettings = HttpSettings()
     hub: HubSettings = HubSettings()
     models: ModelsSettings = ModelsSettings()
     worker: WorkerSettings = WorkerSettings()

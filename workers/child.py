@@ -98,6 +98,8 @@ async def _converse(
         await process.stdin.drain()
         process.stdin.close()
     async for line in process.stdout:
+        if not line.endswith(b"\n"):
+            break  # killed in the middle of a word
         message = json.loads(line)
         if message["type"] in FINAL:
             final = message

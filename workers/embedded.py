@@ -57,20 +57,21 @@ class Child:
     fds: tuple[int, ...] = ()
     process: asyncio.subprocess.Process | None = field(default=None, init=False)
 
-    async def keep_running(self, on_restart: Callable[[str, int], None]) -> None:
+    async def keep_running(self, on_restart: Callable[[str, str], None]) -> None:
         """Start it, and again whenever it ends, after a pause that doubles while it keeps ending; cancel to leave off."""
         pause = 0.25
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            await self._start()
-            assert self.process is not None  # noqa: S101 (just started)
-            returncode = await self.process.wait()
-            on_restart(self.name, returncode)
+            try:
+                ending = f"ended with code {await self._run()}"
+            except OSError as refusal:
+                ending = f"could not be started ({refusal})"
+            on_restart(self.name, ending)
             pause = 0.25 if loop.time() - started > _LONGEST_PAUSE else min(2 * pause, _LONGEST_PAUSE)
             await asyncio.sleep(pause)
 
-    async def _start(self) -> None:
+    async def _run(self) -> int:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *self.argv, env=dict(self.env), stdin=asyncio.subprocess.PIPE, stdout=log, stderr=log, pass_fds=self.fds,
@@ -83,6 +84,7 @@ class Child:
             self.process.stdin.write(self.stdin)
             await self.process.stdin.drain()
         self.process.stdin.close()
+        return await self.process.wait()
 
     async def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
@@ -207,8 +209,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _report_restart(name: str, returncode: int) -> None:
-    print(f"secateur: the {name} ended with code {returncode}; starting it again", file=sys.stderr, flush=True)  # noqa: T201
+def _report_restart(name: str, ending: str) -> None:
+    print(f"secateur: the {name} {ending}; starting it again", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager

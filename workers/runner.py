@@ -1,4 +1,4 @@
-"""The child that prunes: a recipe in, files out. It has no network, no secrets and no database."""
+"""The child that prunes: a recipe in, files out. It has no secrets, and is confined before it opens a model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any
 
 from secateur.recipes import PruneRecipe
 from workers.messages import Send, serve
+from workers.sandbox import confine
 
 
 def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
-    """Run the engine as the order says: `recipe`, and the folders `source`, `texts`, `output` and `cache`."""
+    """Run the engine as the order says: `recipe`, and the folders `source`, `texts`, `output`, `cache`, `earlier`; `work`
+    holds what this attempt writes and what earlier ones left.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.umask(0o077)
+    shortfall = confine(readable=[Path(order["source"])], writable=[Path(order["work"]), Path(order["cache"])])
+    if shortfall:
+        send({"type": "log", "level": "warning", "message": shortfall})
     from secateur.pruning.pipeline import run  # noqa: PLC0415 (torch is loaded here, and nowhere else in the service)
 
     result = run(
@@ -25,6 +31,7 @@ def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
         texts=Path(order["texts"]),
         output=Path(order["output"]),
         cache=Path(order["cache"]),
+        earlier=[Path(folder) for folder in order["earlier"]],
         on_event=send,
     )
     return {

@@ -15,7 +15,7 @@ import structlog
 from app.jobs.dispatch import Doorbell, relay
 from app.jobs.reaper import reap
 from app.kit import clock, logs
-from app.kit.db import Database
+from app.kit.db import Database, moment
 from app.settings import Settings
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ async def run(settings: Settings) -> None:
 
     async def reap_lost_jobs() -> None:
         async with database.write() as session:
-            await reap(session, at=clock.now(), max_barren_attempts=settings.worker.max_barren_attempts)
+            await reap(session, at=await moment(session), max_barren_attempts=settings.worker.max_barren_attempts)
 
     try:
         async with asyncio.TaskGroup() as rounds:

@@ -6,6 +6,7 @@ Every write names the attempt, so whatever a supervisor that lost its job still 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import socket
@@ -19,7 +20,6 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.secrets import HUB_TOKEN, secret_of
 from app.artifacts.store import Store, open_store
@@ -27,8 +27,7 @@ from app.jobs import claims
 from app.jobs.models import Job
 from app.jobs.repository import finished_among
 from app.jobs.states import Status
-from app.kit import clock
-from app.kit.db import Database
+from app.kit.db import Database, moment
 from app.kit.keyring import load_keyring
 from app.settings import Settings
 from secateur.problems import ProblemError
@@ -38,6 +37,7 @@ from workers.messages import Message
 from workers.updates import fold
 
 TICK_SECONDS = 0.5
+_AWAY = frozenset({"hub_unavailable", "service_unavailable"})
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -62,20 +62,20 @@ async def work_once(settings: Settings) -> bool:
     database = Database(settings.database_url, pooled=False)
     try:
         await sweep(settings.work_folder, database)
-        async with database.write() as session:
-            job = await claims.claim(
-                session,
-                queues=settings.worker.queues,
-                worker=f"{socket.gethostname()}:{os.getpid()}",
-                lease=timedelta(seconds=settings.worker.lease_seconds),
-                at=clock.now(),
-            )
-        if job is None:
-            return False
         async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
+            async with database.write() as session:
+                job = await claims.claim(
+                    session,
+                    queues=settings.worker.queues,
+                    worker=f"{socket.gethostname()}:{os.getpid()}",
+                    lease=timedelta(seconds=settings.worker.lease_seconds),
+                    at=await moment(session),
+                )
+            if job is None:
+                return False
             with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
                 await Attempt(job, settings, database, store).run()
-        return True
+            return True
     finally:
         await database.close()
 
@@ -100,6 +100,8 @@ class Attempt:
         self._store = store
         self._unwritten: list[Message] = []
         self._renewed_at = time.monotonic()
+        self._pruned = False
+        """Whether the result is there and only has to be stored: a drain waits for that."""
         self._job_folder = settings.work_folder / job.id
         self._folder = self._job_folder / str(job.attempt)
         self._log_file = settings.state_folder / "logs" / "jobs" / f"{job.id}-{job.attempt}.log"
@@ -114,32 +116,48 @@ class Attempt:
         except LetGoError as let_go:
             await self._let_go(let_go.reason)
         except ChildLostError as lost:
-            # The lease runs out and the reaper decides, as for every lost attempt: another one, or the end.
-            self._unwritten.append({"type": "log", "level": "error", "message": str(lost)})
-            await self._record()
-            self._remove(self._folder)
+            await self._lose(lost)
+        except Exception as unforeseen:
+            log.exception("attempt_broke")
+            await self._settle(partial(claims.fail, error=_told(unforeseen).as_document()))
         else:
             await self._settle(partial(claims.succeed, **product))
         log.info("attempt_ended")
 
     async def _produce(self) -> dict[str, Any]:
         """Fetch, prune, upload; what `claims.succeed` is to be told."""
-        for folder in (self._folder / "texts", self._folder / "output", self._log_file.parent):
+        output, cache = self._folder / "output", self._cache / "perplexity"
+        for folder in (self._folder / "texts", self._folder / "tmp", output, cache, self._log_file.parent):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         order = {"recipe": self._job.recipe, "texts": str(self._folder / "texts")}
         self._unwritten.append({"type": "stage", "stage": "downloading"})
-        fetched = await self._child("workers.fetcher", {**order, **await self._credentials()}, self._fetcher_environment())
-        folders = {
-            "source": fetched["source"],
-            "output": str(self._folder / "output"),
-            "cache": str(self._cache / "perplexity"),
-        }
-        result = await self._child("workers.runner", {**order, **folders}, self._runner_environment())
+        credentials = await self._credentials()
+        fetched = await self._patiently(
+            lambda: self._child("workers.fetcher", {**order, **credentials}, self._fetcher_environment())
+        )
+        folders = {"source": fetched["source"], "output": str(output), "cache": str(cache), "work": str(self._job_folder)}
+        earlier = [str(folder) for folder in self._earlier_outputs()]
+        result = await self._child("workers.runner", {**order, **folders, "earlier": earlier}, self._runner_environment())
+        self._pruned = True
         self._unwritten.append({"type": "stage", "stage": "uploading"})
-        files = [claims.NewArtifact(**file) for file in result["files"]]
+        files = [_named_plainly(claims.NewArtifact(**file)) for file in result["files"]]
         for file in files:
-            await self._store.put_file(self._job.tenant_id, file.sha256, self._folder / "output" / file.name)
+            await self._patiently(partial(self._store.put_file, self._job.tenant_id, file.sha256, output / file.name))
         return {"metrics": result["metrics"], "report": result["report"], "artifacts": files}
+
+    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """What `work` gives, tried again with growing pauses while a store or a hub is away; the lease is kept meanwhile."""
+        pause, deadline = TICK_SECONDS, time.monotonic() + self._settings.worker.patience_seconds
+        while True:
+            try:
+                return await work()
+            except (ProblemError, ChildProblemError) as problem:
+                document = problem.as_document()
+                if document["code"] not in _AWAY or time.monotonic() + pause > deadline:
+                    raise
+            self._unwritten.append({"type": "log", "level": "warning", "message": f"{document['detail']}; trying again"})
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 60.0)
 
     async def _child(self, module: str, order: Mapping[str, Any], env: Mapping[str, str]) -> Mapping[str, Any]:
         return await run_child(
@@ -150,6 +168,11 @@ class Attempt:
             terminate_seconds=self._settings.worker.terminate_seconds,
             on_message=self._unwritten.append,
         )
+
+    def _earlier_outputs(self) -> list[Path]:
+        """What earlier attempts left on this file system, newest first: their finished blocks need no second pruning."""
+        candidates = (self._job_folder / str(attempt) / "output" for attempt in range(self._job.attempt - 1, 0, -1))
+        return [folder for folder in candidates if folder.is_dir()]
 
     @property
     def _cache(self) -> Path:
@@ -176,7 +199,8 @@ class Attempt:
 
     def _runner_environment(self) -> dict[str, str]:
         offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(self._folder / "huggingface")}
-        return environment(offline)
+        # Caches of libraries go where the runner may write.
+        return environment({**offline, "HOME": str(self._folder), "TMPDIR": str(self._folder / "tmp")})
 
     async def _guarded(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, while the lease is kept and nobody wants the job back; raises LetGoError otherwise."""
@@ -184,7 +208,10 @@ class Attempt:
         try:
             while True:
                 await asyncio.wait({task}, timeout=min(TICK_SECONDS, self._settings.worker.heartbeat_seconds))
-                if (reason := await self._beat()) is not None:
+                reason = await self._beat()
+                if drain.under_way() and not self._pruned:
+                    reason = reason or Reason.DRAINED
+                if reason is not None:
                     raise LetGoError(reason)
                 if task.done():
                     return task.result()
@@ -194,68 +221,83 @@ class Attempt:
 
     async def _beat(self) -> Reason | None:
         """Write down what is new and renew the lease when it is time; why to let go, if there is a reason."""
-        if drain.under_way():
-            return Reason.DRAINED
         since = time.monotonic() - self._renewed_at
         due = since >= self._settings.worker.heartbeat_seconds
         if not (due or self._unwritten):
             return None
         try:
-            await self._record()
-            return await self._renew() if due else None
+            async with asyncio.timeout(self._settings.worker.lease_seconds):
+                await self._record()
+                return await self._renew() if due else None
         except (DBAPIError, OSError):
             # A database that is away for less than a lease costs nothing; after that another worker may have the job.
             log.warning("heartbeat_failed", exc_info=True)
             return Reason.FENCED if since > self._settings.worker.lease_seconds else None
 
     async def _renew(self) -> Reason | None:
-        lease = timedelta(seconds=self._settings.worker.lease_seconds)
         asked_at = time.monotonic()
-        async with self._database.write() as session:
-            status = await claims.renew(session, self._job.id, self._job.attempt, lease=lease, at=clock.now())
+        status = await self._extend(timedelta(seconds=self._settings.worker.lease_seconds))
         if status is None:
             return Reason.FENCED
         self._renewed_at = asked_at
         return Reason.CANCELLED if status is Status.CANCELLING else None
 
+    async def _extend(self, lease: timedelta) -> Status | None:
+        async with self._database.write() as session:
+            return await claims.renew(session, self._job.id, self._job.attempt, lease=lease, at=await moment(session))
+
     async def _record(self) -> None:
         messages = list(self._unwritten)
         async with self._database.write() as session:
             for record in fold(messages):
-                await claims.record(session, self._job.id, self._job.attempt, **record, at=clock.now())
+                await claims.record(session, self._job.id, self._job.attempt, **record, at=await moment(session))
         del self._unwritten[: len(messages)]
+
+    async def _lose(self, lost: ChildLostError) -> None:
+        """Give the lease up: the reaper decides, as for every lost attempt, whether there is another one."""
+        log.warning("child_lost", detail=str(lost))
+        self._unwritten.append({"type": "log", "level": "error", "message": str(lost)})
+        await self._record()
+        await self._extend(timedelta(0))
 
     async def _let_go(self, reason: Reason) -> None:
         log.info("attempt_let_go", reason=reason.name)
         if reason is Reason.DRAINED:
-            # Finished blocks stay: the next attempt begins with them.
-            await self._settle(claims.release, keep=True)
+            await self._settle(claims.release, ended=False)
         elif reason is Reason.CANCELLED:
             await self._settle(claims.confirm_cancelled)
-        else:
-            self._remove(self._folder)
 
-    async def _settle(self, write: Callable[..., Awaitable[bool]], *, keep: bool = False) -> None:
-        """Write the end of the attempt. If that comes too late, the job was cancelled in the last moment, or is not ours."""
-        identity = (self._job.id, self._job.attempt)
-        settled = await self._persist(lambda session: write(session, *identity, at=clock.now()))
-        if not settled:
-            keep = False
-            settled = await self._persist(lambda session: claims.confirm_cancelled(session, *identity, at=clock.now()))
-        if not keep:
-            self._remove(self._job_folder if settled else self._folder)
+    async def _settle(self, write: Callable[..., Awaitable[bool]], *, ended: bool = True) -> None:
+        """Write how the attempt ended. If that comes too late, the job was cancelled in the last moment, or is not ours.
 
-    async def _persist(self, write: Callable[[AsyncSession], Awaitable[bool]]) -> bool:
-        """One transaction, tried again for as long as the lease lasts."""
+        Files are removed only when the job has ended: the next attempt begins with the blocks that this one finished.
+        """
+        if not await self._persist(write):
+            ended = await self._persist(claims.confirm_cancelled)
+        if ended:
+            await asyncio.to_thread(shutil.rmtree, self._job_folder, ignore_errors=True)
+
+    async def _persist(self, write: Callable[..., Awaitable[bool]]) -> bool:
+        """One fenced write, tried again for as long as the lease lasts."""
         while True:
             try:
                 async with self._database.write() as session:
-                    return await write(session)
+                    return await write(session, self._job.id, self._job.attempt, at=await moment(session))
             except (DBAPIError, OSError):
                 if time.monotonic() - self._renewed_at > self._settings.worker.lease_seconds:
                     raise
                 await asyncio.sleep(TICK_SECONDS)
 
-    @staticmethod
-    def _remove(folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+
+def _told(unforeseen: Exception) -> ProblemError:
+    """What the user is told of an exception that nobody foresaw."""
+    if isinstance(unforeseen, OSError) and unforeseen.errno == errno.ENOSPC:
+        return ProblemError("disk_full", "The worker's disk is full.", hint="Make room, then retry the job.")
+    return ProblemError("internal_error", f"The worker failed with {type(unforeseen).__name__}; its log says more.")
+
+
+def _named_plainly(file: claims.NewArtifact) -> claims.NewArtifact:
+    """`file`, if its name is that of a file directly in the output folder. Raises `verification_failed`."""
+    if Path(file.name).name != file.name or file.name in {".", ".."}:
+        raise ProblemError("verification_failed", f"{file.name!r} is no file of the output folder.")
+    return file

@@ -149,7 +149,7 @@ async def get_job(
         if wait == 0 or job.status in TERMINAL:
             return await _shown(session, job)
         first = await repository.look(session, job_id)
-    await _change(parts, job_id, first, request, seconds=min(wait, parts.settings.api.max_wait_seconds))
+    await _change(parts, job_id, first, request, seconds=min(wait, parts.settings.http.max_wait_seconds))
     async with parts.database.read() as session:
         return await _shown(session, await _found(session, caller.tenant.id, job_id))
 

@@ -14,13 +14,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, Connection, DateTime, Dialect, MetaData, NullPool, event
+from sqlalchemy import JSON, Connection, DateTime, Dialect, MetaData, NullPool, event, func, make_url, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.types import TypeDecorator
 
+from app.kit import clock
+
 BUSY_TIMEOUT_MS = 10_000
+# A PostgreSQL that is silent, not refusing, must be noticed well within a lease.
+_KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000, **_KEEPALIVES}
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -87,6 +92,8 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 10, pooled: bool = True) -> None:
         """`pooled=False` opens a connection a session: for a task that runs its own event loop."""
         options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": pool_size} if pooled else {"poolclass": NullPool}
+        if make_url(url).get_backend_name() == "postgresql":
+            options["connect_args"] = _PATIENCE
         self.engine: AsyncEngine = create_async_engine(url, json_serializer=_to_json, **options)
         if self.is_sqlite:
             event.listen(self.engine.sync_engine, "connect", _configure_sqlite)
@@ -119,6 +126,14 @@ class Database:
 
     async def close(self) -> None:
         await self.engine.dispose()
+
+
+async def moment(session: AsyncSession) -> datetime:
+    """Now, by the database's clock: leases are compared across machines, whose own clocks may differ."""
+    if session.get_bind().dialect.name == "sqlite":
+        return clock.now()
+    at: datetime = (await session.execute(select(func.clock_timestamp()))).scalar_one()
+    return at.astimezone(UTC)
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -21,7 +21,7 @@ from secateur.schemas.jobs import TERMINAL, Job
 from tests.tiny_models import make_llama
 
 FAST = {
-    "SECATEUR_WORKER_LEASE_SECONDS": "3",
+    "SECATEUR_WORKER_LEASE_SECONDS": "6",
     "SECATEUR_WORKER_HEARTBEAT_SECONDS": "0.3",
     "SECATEUR_SCHEDULER_RELAY_SECONDS": "0.3",
     "SECATEUR_SCHEDULER_REAP_SECONDS": "0.3",
