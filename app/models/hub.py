@@ -27,14 +27,12 @@ from huggingface_hub.errors import (
 
 from secateur.problems import ProblemError, at
 from secateur.pruning import headers
-from secateur.pruning.headers import COMPANIONS, CONFIG, INDEX, SINGLE, TOKENIZER_CONFIG, ModelHeaders, Tensor
+from secateur.pruning.headers import COMPANIONS, CONFIG, INDEX, SINGLE, TOKENIZER_CONFIG, ModelHeaders
 from secateur.recipes import Model
 
 # What is fetched beside the weights. Everything else stays on the hub: pickles, Python, other weights, pictures.
 FETCHED = frozenset({CONFIG, *COMPANIONS})
-MAX_COMPANION_BYTES = 100_000_000
 MAX_SHARDS = 1_000
-MAX_HEADERS_BYTES = 64_000_000  # of all shards together; a model of 10^12 parameters has some 15 MB
 _FIRST_BYTES = 256 << 10  # holds nearly every header, so that one request is enough
 _PARALLEL = 8
 
@@ -131,14 +129,15 @@ def headers_of(hub: Hub, snapshot: Snapshot) -> ModelHeaders:
     Raises the problems of `Hub` and of `secateur.pruning.headers`.
     """
     weights, index = weights_of(hub, snapshot)
-    config = read_whole(hub, snapshot, CONFIG, "model_config_invalid")
+    config = read_whole(hub, snapshot, CONFIG, "model_config_invalid", headers.MAX_CONFIG_BYTES)
     if TOKENIZER_CONFIG in snapshot.files:
-        raw = read_whole(hub, snapshot, TOKENIZER_CONFIG, "model_config_invalid")
+        raw = read_whole(hub, snapshot, TOKENIZER_CONFIG, "model_config_invalid", headers.MAX_HEADERS_BYTES)
         headers.refuse_remote_code(headers.parse_object(raw, TOKENIZER_CONFIG, "model_config_invalid"), TOKENIZER_CONFIG)
-    limit = MAX_HEADERS_BYTES // len(weights)
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        read = pool.map(lambda path: _read_header(hub, snapshot, path, limit), weights)
-        return headers.assemble(config, dict(zip(weights, read, strict=True)), index)
+    found = {
+        path: headers.parse_header(raw, file=path, file_size=snapshot.files[path].size)
+        for path, raw in _read_headers(hub, snapshot, weights).items()
+    }
+    return headers.assemble(config, found, index)
 
 
 def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], dict[str, str] | None]:
@@ -154,7 +153,7 @@ def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], dict[str, str] 
             f"'{snapshot.repository}' has neither {SINGLE} nor {INDEX}, and nothing else is read.",
             hint="Choose a repository or a revision with safetensors files.",
         )
-    index = headers.parse_index(read_whole(hub, snapshot, INDEX, "model_file_corrupt"))
+    index = headers.parse_index(read_whole(hub, snapshot, INDEX, "model_file_corrupt", headers.MAX_HEADERS_BYTES))
     shards = sorted(set(index.values()))
     if absent := [name for name in shards if name not in snapshot.files]:
         raise ProblemError("model_file_corrupt", f"{INDEX} names '{absent[0]}', which the repository does not have.")
@@ -168,34 +167,33 @@ def selected(snapshot: Snapshot, weights: list[str]) -> list[HubFile]:
     names = [*weights, *FETCHED] if weights == [SINGLE] else [*weights, INDEX, *FETCHED]
     files = [snapshot.files[name] for name in sorted(names) if name in snapshot.files]
     for file in files:
-        if file.size > MAX_COMPANION_BYTES and file.path not in weights:
-            raise ProblemError("model_file_corrupt", f"{file.path} has {file.size} bytes, too many for what it is.")
+        if file.path not in weights:
+            headers.refuse_above(headers.MAX_COMPANION_BYTES, file.size, file.path, "model_file_corrupt")
     return files
 
 
-def read_whole(hub: Hub, snapshot: Snapshot, path: str, code: str) -> bytes:
-    """A small file. Raises `code` if it is missing or too large."""
+def read_whole(hub: Hub, snapshot: Snapshot, path: str, code: str, most: int) -> bytes:
+    """A file of at most `most` bytes. Raises `code` if it is missing or too large."""
     file = snapshot.files.get(path)
     if file is None:
         raise ProblemError(code, f"'{snapshot.repository}' has no {path}.")
-    if file.size > headers.MAX_JSON_BYTES:
-        raise ProblemError(code, f"{path} is larger than {headers.MAX_JSON_BYTES} bytes.")
+    headers.refuse_above(most, file.size, path, code)
     return hub.read(snapshot, path, 0, file.size) if file.size else b""
 
 
-def _read_header(hub: Hub, snapshot: Snapshot, path: str, limit: int) -> dict[str, Tensor]:
-    size = snapshot.files[path].size
-    first = hub.read(snapshot, path, 0, min(size, _FIRST_BYTES)) if size else b""
-    length = int.from_bytes(first[:8], "little")
-    if len(first) < 8 or length > min(size - 8, limit):
-        raise ProblemError(
-            "model_file_corrupt", f"{path} is cut short, or is no safetensors file, or has too long a header."
-        )
-    raw = first[8 : 8 + length]
-    if len(raw) < length:
-        raw += hub.read(snapshot, path, 8 + len(raw), 8 + length)
-    document = headers.parse_object(raw, f"The header of {path}", "model_file_corrupt")
-    return headers.parse_header(document, file=path, data_start=8 + length, file_size=size)
+def _read_headers(hub: Hub, snapshot: Snapshot, paths: list[str]) -> dict[str, bytes]:
+    """The header of each file, as it is: no more than a share of each before the lengths of all are known."""
+    sizes = {path: snapshot.files[path].size for path in paths}
+    share = min(_FIRST_BYTES, headers.MAX_HEADERS_BYTES // len(paths))
+
+    def read(path: str, start: int, end: int) -> bytes:
+        return hub.read(snapshot, path, start, end) if end > start else b""
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+        firsts = dict(zip(paths, pool.map(lambda path: read(path, 0, min(sizes[path], share)), paths), strict=True))
+        lengths = headers.header_lengths(firsts, sizes)
+        rests = pool.map(lambda path: read(path, len(firsts[path]), 8 + lengths[path]), paths)
+        return {path: (firsts[path] + rest)[8 : 8 + lengths[path]] for path, rest in zip(paths, rests, strict=True)}
 
 
 def unavailable(what: str) -> ProblemError:

@@ -1,16 +1,18 @@
 """What a model folder says about itself: config.json and safetensors headers, read as hostile input.
 
 Nothing of the weights is read and nothing of the model is run. The same checks serve a folder (`read_model`) and a hub
-repository of which only the config and the headers were fetched (`parse_header`, `assemble`).
+repository of which only the config and the headers were fetched (`header_lengths`, `parse_header`, `assemble`). What is
+parsed is small enough that the process can bear the worst of it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -47,9 +49,12 @@ ELEMENT_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 FLOATS = frozenset({"F16", "BF16", "F32"})
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-MAX_JSON_BYTES = 64_000_000
-MAX_TENSORS = 1_000_000
+MAX_CONFIG_BYTES = 1_000_000
+MAX_HEADERS_BYTES = 16_000_000  # of all files together, and of any other JSON that is parsed
+MAX_COMPANION_BYTES = 64_000_000
+MAX_TENSORS = 200_000
+# Elements, members and containers of one JSON document; a tensor in a header has nine.
+MAX_JSON_PARTS = 10 * MAX_TENSORS
 MAX_RANK = 8
 _SHARD = re.compile(r"[A-Za-z0-9][\w.\-]{0,200}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
@@ -78,6 +83,7 @@ class ModelHeaders:
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     gguf_file: str | None = None
+    gguf_bytes: int = 0
 
     @property
     def architecture(self) -> str:
@@ -90,7 +96,8 @@ class ModelHeaders:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.end - tensor.start for tensor in self.tensors.values())
+        """Of the weights as they are stored."""
+        return self.gguf_bytes or sum(tensor.end - tensor.start for tensor in self.tensors.values())
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -100,35 +107,61 @@ class ModelHeaders:
         return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
 
 
-def read_model(folder: Path, *, within: Path | None = None) -> ModelHeaders:
+def read_model(folder: Path) -> ModelHeaders:
     """Read the headers of the model in `folder`.
 
-    Symbolic links may lead anywhere inside `within` (by default `folder` itself) and nowhere else. Raises ProblemError
+    Nothing in the folder may lead out of it: neither what is read here nor what a tokenizer reads later. Raises ProblemError
     `model_not_found`, `model_not_safetensors`, `model_file_corrupt`, `model_config_invalid` or `remote_code_refused`.
     """
-    if not folder.is_dir():
-        raise ProblemError("model_not_found", f"There is no model folder '{folder.name}'.")
-    root = (within or folder).resolve()
-    names = sorted(entry.name for entry in folder.iterdir())
+    try:
+        if not folder.is_dir():
+            raise ProblemError("model_not_found", f"There is no model folder '{folder.name}'.")
+        return _read_model(folder.resolve())
+    except OSError as error:
+        raise ProblemError("model_file_corrupt", f"The model's files cannot be read: {error.strerror}.") from error
+
+
+def _read_model(root: Path) -> ModelHeaders:
+    _refuse_ways_out(root)
+    companions(root)
+    names = sorted(entry.name for entry in root.iterdir())
     if SINGLE not in names and INDEX not in names:
-        return _without_safetensors(names)
-    config = _read_text_file(folder / CONFIG, root, "model_config_invalid")
+        return _without_safetensors(root, names)
+    config = _read_text_file(root / CONFIG, root, "model_config_invalid", MAX_CONFIG_BYTES)
     if TOKENIZER_CONFIG in names:
-        tokenizer = _read_text_file(folder / TOKENIZER_CONFIG, root, "model_config_invalid")
+        tokenizer = _read_text_file(root / TOKENIZER_CONFIG, root, "model_config_invalid", MAX_HEADERS_BYTES)
         refuse_remote_code(parse_object(tokenizer, TOKENIZER_CONFIG, "model_config_invalid"), TOKENIZER_CONFIG)
     if SINGLE in names:
-        return assemble(config, {SINGLE: _header_of(folder / SINGLE, root)})
-    index = parse_index(_read_text_file(folder / INDEX, root, "model_file_corrupt"))
-    files = sorted(set(index.values()))
-    return assemble(
-        config, {file: read_header(_contained(folder / file, root, "model_file_corrupt")) for file in files}, index
-    )
+        return assemble(config, _read_headers([SINGLE], root))
+    index = parse_index(_read_text_file(root / INDEX, root, "model_file_corrupt", MAX_HEADERS_BYTES))
+    return assemble(config, _read_headers(sorted(set(index.values())), root), index)
 
 
-def _without_safetensors(names: list[str]) -> ModelHeaders:
+def companions(folder: Path) -> list[Path]:
+    """The files beside weights and config that a user needs, as far as they are there.
+
+    Raises ProblemError `model_config_invalid` for one that is absurdly large, is no ordinary file, or is outside `folder`.
+    """
+    found = [folder / name for name in COMPANIONS if os.path.lexists(folder / name)]
+    for path in found:
+        real = _contained(path, folder.resolve(), "model_config_invalid")
+        refuse_above(MAX_COMPANION_BYTES, real.stat().st_size, path.name, "model_config_invalid")
+    return found
+
+
+def _refuse_ways_out(root: Path) -> None:
+    """A tokenizer opens files whose names are its own affair, so no link at all may lead out."""
+    for place, folders, files in os.walk(root):
+        for path in (Path(place, name) for name in [*folders, *files]):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise ProblemError("model_file_corrupt", f"{path.name} leads out of the model's folder.")
+
+
+def _without_safetensors(root: Path, names: list[str]) -> ModelHeaders:
     ggufs = [name for name in names if name.endswith(".gguf")]
     if len(ggufs) == 1:
-        return ModelHeaders(format="gguf", config={}, gguf_file=ggufs[0])
+        size = _contained(root / ggufs[0], root, "model_file_corrupt").stat().st_size
+        return ModelHeaders(format="gguf", config={}, gguf_file=ggufs[0], gguf_bytes=size)
     if ggufs:
         raise ProblemError(
             "model_not_safetensors",
@@ -155,15 +188,23 @@ def _contained(path: Path, root: Path, code: str) -> Path:
     return real
 
 
-def _read_text_file(path: Path, root: Path, code: str) -> bytes:
+def _read_text_file(path: Path, root: Path, code: str, most: int) -> bytes:
     real = _contained(path, root, code)
-    if real.stat().st_size > MAX_JSON_BYTES:
-        raise ProblemError(code, f"{path.name} is larger than {MAX_JSON_BYTES} bytes.")
+    refuse_above(most, real.stat().st_size, path.name, code)
     return real.read_bytes()
 
 
+def refuse_above(most: int, size: int, name: str, code: str) -> None:
+    """Raise ProblemError `code` for a file of more than `most` bytes."""
+    if size > most:
+        raise ProblemError(code, f"{name} is larger than {most} bytes.")
+
+
 def parse_object(raw: bytes, name: str, code: str) -> dict[str, Any]:
-    """A JSON object without duplicate keys; ProblemError `code` otherwise."""
+    """A JSON object without duplicate keys and of at most `MAX_JSON_PARTS`; ProblemError `code` otherwise."""
+    # Counted before it is parsed: a megabyte of empty lists makes twenty of objects.
+    if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_PARTS:
+        raise ProblemError(code, f"{name} has more than {MAX_JSON_PARTS} elements.")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         document = dict(pairs)
@@ -180,31 +221,52 @@ def parse_object(raw: bytes, name: str, code: str) -> dict[str, Any]:
     return document
 
 
-def _header_of(path: Path, root: Path) -> dict[str, Tensor]:
-    return read_header(_contained(path, root, "model_file_corrupt"), name=path.name)
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file. Raises ProblemError `model_file_corrupt`."""
+    return _read_headers([path.name], path.parent.resolve())[path.name]
 
 
-def read_header(path: Path, *, name: str | None = None) -> dict[str, Tensor]:
-    """The tensors of one safetensors file, which the model calls `name` (by default as the file is called).
+def _read_headers(files: Sequence[str], root: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each of the safetensors `files` in `root`; no header is read before all lengths are known."""
+    paths = {file: _contained(root / file, root, "model_file_corrupt") for file in files}
+    sizes = {file: path.stat().st_size for file, path in paths.items()}
+    lengths = header_lengths({file: _read_part(path, 0, 8) for file, path in paths.items()}, sizes)
+    return {
+        file: parse_header(_read_part(path, 8, lengths[file]), file=file, file_size=sizes[file])
+        for file, path in paths.items()
+    }
 
-    Raises ProblemError `model_file_corrupt`.
-    """
-    name, size = name or path.name, path.stat().st_size
+
+def _read_part(path: Path, start: int, length: int) -> bytes:
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little") if size >= 8 else size
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            _corrupt(name, "is cut short or is no safetensors file")
-        raw = file.read(length)
-    document = parse_object(raw, f"The header of {name}", "model_file_corrupt")
-    return parse_header(document, file=name, data_start=8 + length, file_size=size)
+        file.seek(start)
+        return file.read(length)
 
 
-def parse_header(document: Mapping[str, Any], *, file: str, data_start: int, file_size: int) -> dict[str, Tensor]:
-    """Check a safetensors header, already parsed from JSON, against the format.
+def header_lengths(beginnings: Mapping[str, bytes], sizes: Mapping[str, int]) -> dict[str, int]:
+    """The length of each file's header in bytes, from the first eight bytes (or more) of each and the files' sizes.
 
-    `data_start` is the byte where tensor data begins (8 + the header's length). Raises ProblemError `model_file_corrupt`
-    for wrong types, unknown dtypes, lengths that do not fit shapes, overlaps, gaps and truncation.
+    Raises ProblemError `model_file_corrupt` for a header longer than its file, and if all of them together are longer than
+    `MAX_HEADERS_BYTES`.
     """
+    lengths = {file: int.from_bytes(beginning[:8], "little") for file, beginning in beginnings.items()}
+    for file, length in lengths.items():
+        if len(beginnings[file]) < 8 or length > sizes[file] - 8:
+            _corrupt(file, "is cut short or is no safetensors file")
+    if sum(lengths.values()) > MAX_HEADERS_BYTES:
+        longest = max(lengths, key=lengths.__getitem__)
+        _corrupt(longest, f"has a header that is, with those of the other files, longer than {MAX_HEADERS_BYTES} bytes")
+    return lengths
+
+
+def parse_header(raw: bytes, *, file: str, file_size: int) -> dict[str, Tensor]:
+    """The tensors that a safetensors header describes: `raw` is the JSON between the length field and the data.
+
+    Raises ProblemError `model_file_corrupt` for wrong types, unknown dtypes, lengths that do not fit shapes, overlaps, gaps
+    and truncation.
+    """
+    data_start = 8 + len(raw)
+    document = parse_object(raw, f"The header of {file}", "model_file_corrupt")
     if not _SHARD.fullmatch(file):
         _corrupt(file, "is no name for a safetensors file")
     entries = {name: entry for name, entry in document.items() if name != "__metadata__"}

@@ -60,16 +60,15 @@ def run(
     cache: Path,
     on_event: OnEvent,
     texts: Path | None = None,
-    within: Path | None = None,
     earlier: Sequence[Path] = (),
 ) -> RunResult:
     """Prune the model in the folder `source` as `recipe` says and fill the folder `output`, which is empty or absent.
 
     `cache`: a folder for what is worth keeping between runs (dense perplexities). `texts`: the folder that
-    `datasets.fetch_texts` filled, for datasets of the hub. `within`: where symbolic links in `source` may lead. `on_event`
-    is told stages, progress and log lines. `earlier`: output folders that killed runs of the same job left, on the same file
-    system; blocks that they finished are taken over, whatever else is in them is ignored. If the run fails `output` is left
-    empty, and what is raised is a ProblemError wherever the user can do something about it.
+    `datasets.fetch_texts` filled, for datasets of the hub. `on_event` is told stages, progress and log lines. `earlier`:
+    output folders that killed runs of the same job left, on the same file system; blocks that they finished are taken over,
+    whatever else is in them is ignored. If the run fails `output` is left empty, and what is raised is a ProblemError
+    wherever the user can do something about it.
     """
     started, narrator = time.monotonic(), Narrator(on_event)
     scratch = output / SCRATCH
@@ -77,7 +76,7 @@ def run(
     try:
         with explained(), torch.no_grad():
             scratch.mkdir(parents=True)
-            folder, headers = _as_safetensors(source, scratch, within, narrator)
+            folder, headers = _as_safetensors(source, scratch, narrator)
             admission.check(recipe, headers)
             with Checkpoint(folder, headers) as checkpoint:
                 job = _Job(recipe, checkpoint, family_of(headers), output, cache, texts, narrator)
@@ -150,8 +149,8 @@ def _fingerprint(job: _Job, calibration: TokenSet | None) -> dict[str, Any]:
     }
 
 
-def _as_safetensors(source: Path, scratch: Path, within: Path | None, narrator: Narrator) -> tuple[Path, ModelHeaders]:
-    headers = read_model(source, within=within)
+def _as_safetensors(source: Path, scratch: Path, narrator: Narrator) -> tuple[Path, ModelHeaders]:
+    headers = read_model(source)
     if headers.gguf_file is None:
         return source, headers
     narrator.log(f"Converting {headers.gguf_file} to safetensors.")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur import __version__
-from secateur.problems import ProblemError
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.facts import BlockFacts
-from secateur.pruning.headers import COMPANIONS, CONFIG, MAX_JSON_BYTES
+from secateur.pruning.headers import CONFIG, companions
 from secateur.pruning.registry import METHODS
 from secateur.pruning.verify import Facts
 from secateur.recipes import PruneRecipe
@@ -31,14 +30,9 @@ def write_config(config: Mapping[str, Any], dtype: str, into: Path) -> None:
 
 
 def copy_companions(source: Path, into: Path) -> None:
-    """Copy tokenizer, chat template and generation config. Raises ProblemError `model_config_invalid` for an absurd one."""
-    for name in COMPANIONS:
-        file = source / name
-        if not file.is_file():
-            continue
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise ProblemError("model_config_invalid", f"{name} is larger than {MAX_JSON_BYTES} bytes.")
-        (into / name).write_bytes(file.read_bytes())
+    """Copy tokenizer, chat template and generation config. Raises the problems of `headers.companions`."""
+    for file in companions(source):
+        (into / file.name).write_bytes(file.read_bytes())
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:

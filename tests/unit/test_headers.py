@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.problems import ProblemError
-from secateur.pruning.headers import assemble, parse_header, read_model
+from secateur.pruning.headers import assemble, parse_header, parse_object, read_model
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -110,7 +111,7 @@ def test_a_header_longer_than_its_file_is_refused_unread(folder: Path, content: 
 )
 def test_no_header_raises_anything_but_a_problem(entry: Any) -> None:
     assert (
-        code_of(lambda: parse_header({"a": entry}, file="model.safetensors", data_start=8, file_size=8))
+        code_of(lambda: parse_header(json.dumps({"a": entry}).encode(), file="model.safetensors", file_size=8))
         == "model_file_corrupt"
     )
 
@@ -123,14 +124,96 @@ def test_an_index_cannot_lead_out_of_the_folder(folder: Path, place: Any) -> Non
     assert code_of(lambda: read_model(folder)) == "model_file_corrupt"
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "unheard_of.txt",
+        "additional_chat_templates/x.jinja",
+    ],
+)
 def test_a_link_cannot_lead_out_of_the_folder(folder: Path, name: str) -> None:
-    outside = folder.parent / name
-    outside.write_bytes((folder / name).read_bytes() if (folder / name).exists() else b"{}")
-    (folder / name).unlink(missing_ok=True)
-    (folder / name).symlink_to(outside)
-    assert code_of(lambda: read_model(folder)) in {"model_file_corrupt", "model_config_invalid"}
-    assert read_model(folder, within=folder.parent).parameters == 4
+    """Whatever it is called: a tokenizer reads files that nothing here has heard of."""
+    path, outside = folder / name, folder.parent / "secret"
+    path.parent.mkdir(exist_ok=True)
+    outside.write_bytes(path.read_bytes() if path.exists() else b"{}")
+    path.unlink(missing_ok=True)
+    path.symlink_to(outside)
+    assert code_of(lambda: read_model(folder)) == "model_file_corrupt"
+    path.unlink()
+    path.symlink_to("inside")
+    outside.rename(path.parent / "inside")
+    assert read_model(folder).parameters == 4
+
+
+def test_a_gguf_file_cannot_lie_elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "model.gguf")
+    (folder / "model.gguf").symlink_to("../model.gguf")
+    assert code_of(lambda: read_model(folder)) == "model_file_corrupt"
+    (folder / "model.gguf").unlink()
+    (folder / "model.gguf").symlink_to("gone")
+    assert code_of(lambda: read_model(folder)) == "model_file_corrupt"
+
+
+def test_a_companion_is_an_ordinary_file_of_a_sane_size(folder: Path) -> None:
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(64_000_001)
+    assert code_of(lambda: read_model(folder)) == "model_config_invalid"
+    (folder / "tokenizer.json").unlink()
+    os.mkfifo(folder / "tokenizer.json")
+    assert code_of(lambda: read_model(folder)) == "model_config_invalid"
+
+
+def test_what_cannot_be_read_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not stop root, who may run the tests: the system's refusal is made up."""
+
+    def refuse(_: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ProblemError, match="Permission denied") as caught:
+        read_model(folder)
+    assert caught.value.code == "model_file_corrupt"
+
+
+def test_a_header_that_would_take_too_much_is_refused_by_its_length(folder: Path) -> None:
+    """By the length field: the file has holes where the header should be, and nobody reads them."""
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write((16_000_001).to_bytes(8, "little"))
+        file.truncate(20_000_000)
+    with pytest.raises(ProblemError, match="16000000") as caught:
+        read_model(folder)
+    assert caught.value.code == "model_file_corrupt"
+
+
+def test_the_headers_of_all_shards_together_have_a_limit(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    names = [f"model-{number}.safetensors" for number in range(3)]
+    for name in names:
+        with (folder / name).open("wb") as file:
+            file.write((6_000_000).to_bytes(8, "little"))
+            file.truncate(7_000_000)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    with pytest.raises(ProblemError, match="16000000"):
+        read_model(folder)
+
+
+def test_a_config_has_a_limit(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"padding": "x" * 1_000_000}))
+    assert code_of(lambda: read_model(folder)) == "model_config_invalid"
+
+
+@pytest.mark.parametrize("element", [b"[]", b"{}", b"1", b'""'])
+def test_a_document_of_many_small_parts_is_not_parsed(element: bytes) -> None:
+    raw = b'{"a": [' + b",".join([element] * 2_500_000) + b"]}"
+    tracemalloc.start()
+    assert code_of(lambda: parse_object(raw, "x.json", "model_config_invalid")) == "model_config_invalid"
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 
 def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
@@ -150,6 +233,7 @@ def test_a_gguf_file_alone_is_accepted_unread(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model.Q4_1.gguf")
     model = read_model(folder)
     assert (model.format, model.gguf_file, model.files) == ("gguf", "model.Q4_1.gguf", ("model.Q4_1.gguf",))
+    assert model.bytes == (folder / "model.Q4_1.gguf").stat().st_size
     (folder / "second.gguf").touch()
     assert code_of(lambda: read_model(folder)) == "model_not_safetensors"
 
