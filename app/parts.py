@@ -15,6 +15,7 @@ from app.jobs.dispatch import Doorbell
 from app.kit.db import Database
 from app.kit.keyring import Keyring, load_keyring
 from app.kit.stopping import watch_for_stop
+from app.models.registry import LocalModels
 from app.settings import Settings
 
 
@@ -28,6 +29,7 @@ class Parts:
     doorbell: Doorbell
     store: Store
     stopping: asyncio.Event
+    local_models: LocalModels
 
 
 @asynccontextmanager
@@ -39,7 +41,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
             keyring = load_keyring(settings.keyring_file)
             with watch_for_stop() as stopping:
-                yield Parts(settings, database, keyring, doorbell, store, stopping)
+                yield Parts(settings, database, keyring, doorbell, store, stopping, LocalModels(settings.models_root))
     finally:
         await asyncio.to_thread(doorbell.close)
         await database.close()

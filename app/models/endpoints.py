@@ -19,7 +19,7 @@ async def list_models(parts: PartsDep, caller: ModelsReader) -> ModelPage:
     """Local models by name, then the newest output under each repository name. Always one page."""
     found: list[Model] = []
     if caller.tenant.reads_local_models:
-        found += await asyncio.to_thread(registry.local_models, parts.settings.models_root)
+        found += await asyncio.to_thread(parts.local_models.list)
     async with parts.database.read() as session:
         found += await registry.pruned_models(session, caller.tenant.id)
     return ModelPage(data=found, has_more=False, next_cursor=None)

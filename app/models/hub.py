@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from app.models import parsing
 from secateur.problems import ProblemError, at
 from secateur.pruning import headers
 from secateur.pruning.headers import COMPANIONS, CONFIG, INDEX, SINGLE, TOKENIZER_CONFIG, ModelHeaders
@@ -123,25 +124,40 @@ def is_commit(revision: str) -> bool:
     return _COMMIT.fullmatch(revision) is not None
 
 
-def headers_of(hub: Hub, snapshot: Snapshot) -> ModelHeaders:
-    """What the model says of itself, by range reads of its config and its safetensors headers.
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a model says of itself, unparsed: its small files and, by file, its safetensors headers."""
 
-    Raises the problems of `Hub` and of `secateur.pruning.headers`.
-    """
+    config: bytes
+    tokenizer_config: bytes | None
+    index: bytes | None
+    headers: Mapping[str, bytes]
+
+
+def describe(hub: Hub, snapshot: Snapshot) -> Description:
+    """Fetch the description, by range reads. Raises the problems of `Hub` and `weights_of`, and `model_config_invalid`."""
     weights, index = weights_of(hub, snapshot)
     config = read_whole(hub, snapshot, CONFIG, "model_config_invalid", headers.MAX_CONFIG_BYTES)
+    tokenizer_config = None
     if TOKENIZER_CONFIG in snapshot.files:
-        raw = read_whole(hub, snapshot, TOKENIZER_CONFIG, "model_config_invalid", headers.MAX_HEADERS_BYTES)
+        tokenizer_config = read_whole(hub, snapshot, TOKENIZER_CONFIG, "model_config_invalid", headers.MAX_HEADERS_BYTES)
+    return Description(config, tokenizer_config, index, _read_headers(hub, snapshot, weights))
+
+
+def headers_of(description: Description, snapshot: Snapshot) -> ModelHeaders:
+    """The description, parsed and checked. Raises the problems of `secateur.pruning.headers`."""
+    if (raw := description.tokenizer_config) is not None:
         headers.refuse_remote_code(headers.parse_object(raw, TOKENIZER_CONFIG, "model_config_invalid"), TOKENIZER_CONFIG)
-    found = {
+    tensors = {
         path: headers.parse_header(raw, file=path, file_size=snapshot.files[path].size)
-        for path, raw in _read_headers(hub, snapshot, weights).items()
+        for path, raw in description.headers.items()
     }
-    return headers.assemble(config, found, index)
+    index = headers.parse_index(description.index) if description.index is not None else None
+    return headers.assemble(description.config, tensors, index)
 
 
-def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], dict[str, str] | None]:
-    """The safetensors files that make up the model, sorted, and its index (tensor -> file) if it has several.
+def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], bytes | None]:
+    """The safetensors files that make up the model, sorted, and its index if it has several.
 
     Raises `model_not_safetensors` if there are none, `model_file_corrupt` if the index names others than there are.
     """
@@ -153,8 +169,9 @@ def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], dict[str, str] 
             f"'{snapshot.repository}' has neither {SINGLE} nor {INDEX}, and nothing else is read.",
             hint="Choose a repository or a revision with safetensors files.",
         )
-    index = headers.parse_index(read_whole(hub, snapshot, INDEX, "model_file_corrupt", headers.MAX_HEADERS_BYTES))
-    shards = sorted(set(index.values()))
+    index = read_whole(hub, snapshot, INDEX, "model_file_corrupt", headers.MAX_HEADERS_BYTES)
+    with parsing.one_at_a_time:
+        shards = sorted(set(headers.parse_index(index).values()))
     if absent := [name for name in shards if name not in snapshot.files]:
         raise ProblemError("model_file_corrupt", f"{INDEX} names '{absent[0]}', which the repository does not have.")
     if len(shards) > MAX_SHARDS:

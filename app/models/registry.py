@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.artifacts.models import Artifact
 from app.jobs.models import Job
 from app.jobs.states import Status
-from app.models import local
+from app.models import local, parsing
 from secateur.problems import ProblemError
 from secateur.pruning.families import family_of
 from secateur.pruning.headers import ModelHeaders
@@ -21,15 +22,41 @@ from secateur.schemas.models import LocalModel, PrunedModel
 from secateur.schemas.problems import Problem
 
 _MARKS = ("config.json", "*.safetensors", "*.gguf")
+_Stamps = frozenset[tuple[str, int, int, int]]
 
 
-def local_models(root: Path) -> list[LocalModel]:
-    """The folders below `root` that hold a model, by name; each with the reason if it cannot be pruned."""
-    if not root.is_dir():
-        return []
-    folders = {file.parent for pattern in _MARKS for file in root.rglob(pattern)} - {root}
-    names = sorted(folder.relative_to(root).as_posix() for folder in folders)
-    return [_describe(name, root) for name in names if _is_id(name)]
+class LocalModels:
+    """The folders below `root` that hold a model. Each is read again only when something in it has changed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[str, tuple[_Stamps, LocalModel]] = {}
+
+    def list(self) -> list[LocalModel]:
+        """By name; each with the reason if it cannot be pruned. Blocks; safe to be called by several threads."""
+        if not self._root.is_dir():
+            return []
+        folders = {file.parent for pattern in _MARKS for file in self._root.rglob(pattern)} - {self._root}
+        names = sorted(folder.relative_to(self._root).as_posix() for folder in folders)
+        with parsing.one_at_a_time:
+            self._known = {name: self._look(name) for name in names if _is_id(name)}
+            return [model for _, model in self._known.values()]
+
+    def _look(self, name: str) -> tuple[_Stamps, LocalModel]:
+        stamps = _stamps_of(self._root / name)
+        known = self._known.get(name)
+        return known if known and known[0] == stamps else (stamps, _describe(name, self._root))
+
+
+def _stamps_of(folder: Path) -> _Stamps:
+    """Name, inode, size and time of change of all that is in the folder; of links, also what they lead to."""
+    stamps = set()
+    for path in folder.rglob("*"):
+        for follow in (False, True):
+            with suppress(OSError):
+                found = path.stat(follow_symlinks=follow)
+                stamps.add((str(path), found.st_ino, found.st_size, found.st_ctime_ns))
+    return frozenset(stamps)
 
 
 def _is_id(name: str) -> bool:
@@ -42,7 +69,8 @@ def _is_id(name: str) -> bool:
 
 
 def _describe(name: str, root: Path) -> LocalModel:
-    headers, problem = None, None
+    headers: ModelHeaders | None = None
+    problem: Problem | None = None
     try:
         headers = local.headers_of(name, root)
         if headers.format == "safetensors":
@@ -54,13 +82,9 @@ def _describe(name: str, root: Path) -> LocalModel:
         format=headers.format if headers else None,
         architecture=(headers.architecture or None) if headers else None,
         parameters=(headers.parameters or None) if headers else None,
-        bytes=_weight(headers, root / name) if headers else None,
+        bytes=headers.bytes if headers else None,
         problem=problem,
     )
-
-
-def _weight(headers: ModelHeaders, folder: Path) -> int:
-    return headers.bytes or sum((folder / file).stat().st_size for file in headers.files)
 
 
 async def pruned_models(session: AsyncSession, tenant_id: str) -> Sequence[PrunedModel]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.accounts.models import Tenant
-from app.models import hub, local
+from app.models import hub, local, parsing
 from app.models.fetch import cached
 from app.models.hub import Hub
 from app.settings import Settings
@@ -43,10 +43,11 @@ async def admit(recipe: PruneRecipe, *, tenant: Tenant, hub_token: str | None, s
 
 
 def _admit_local(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
-    with _about_the_model():
+    with _about_the_model(), parsing.one_at_a_time:
         headers = local.headers_of(recipe.model.id, settings.models_root)
         admission.check(recipe, headers)
-    _require_room(recipe, headers, settings, download=0)
+        wanted = room_for(recipe, headers, local_store=_is_local(settings))
+    _require_room(wanted, settings)
     return recipe
 
 
@@ -54,19 +55,33 @@ def _admit_hub(recipe: PruneRecipe, tenant_id: str, token: str | None, settings:
     with _about_the_model():
         reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
         snapshot = reader.snapshot(recipe.model)
-        headers = hub.headers_of(reader, snapshot)
-        files = hub.selected(snapshot, list(headers.files))
-        admission.check(recipe, headers)
+        description = hub.describe(reader, snapshot)
+        files = hub.selected(snapshot, list(description.headers))
+        with parsing.one_at_a_time:
+            headers = hub.headers_of(description, snapshot)
+            admission.check(recipe, headers)
+            wanted = room_for(recipe, headers, local_store=_is_local(settings))
     model = recipe.model.model_copy(update={"revision": snapshot.commit})
-    there = cached(model, tenant_id=tenant_id, settings=settings)
-    _require_room(recipe, headers, settings, download=0 if there else sum(file.size for file in files))
+    if not cached(model, tenant_id=tenant_id, settings=settings):
+        wanted += sum(file.size for file in files)
+    _require_room(wanted, settings)
     return recipe.model_copy(update={"model": model})
 
 
-def _require_room(recipe: PruneRecipe, headers: ModelHeaders, settings: Settings, *, download: int) -> None:
-    """Raise `model_too_large_for_disk` unless download and output fit; a local store keeps the output a second time."""
-    output = headers.parameters * _OUTPUT_BYTES[recipe.output.dtype]
-    wanted = download + output * (2 if settings.store_url.startswith("file:") else 1)
+def room_for(recipe: PruneRecipe, headers: ModelHeaders, *, local_store: bool) -> int:
+    """Bytes of disk that a run takes at its height: the finished blocks, the files gathered from them and, if the store is
+    on this disk, what it keeps. Of a GGUF model the parameters are taken to be as many as its bytes, which lies between the
+    common quantisations, and there is a dequantised copy before the run."""
+    parameters = headers.parameters or headers.bytes
+    converted = parameters * _OUTPUT_BYTES["bfloat16"] if headers.format == "gguf" else 0
+    return converted + parameters * _OUTPUT_BYTES[recipe.output.dtype] * (3 if local_store else 2)
+
+
+def _is_local(settings: Settings) -> bool:
+    return settings.store_url.startswith("file:")
+
+
+def _require_room(wanted: int, settings: Settings) -> None:
     free = shutil.disk_usage(_existing(settings.state_folder)).free
     if wanted > free:
         raise at(

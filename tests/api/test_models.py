@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from app.accounts.keys import Scope
+from app.models import local
+from secateur.pruning.headers import ModelHeaders
 from tests.api.conftest import Service
 from tests.api.jobs import make_key, make_tenant
 from tests.api.models import write_model
@@ -45,6 +50,39 @@ async def test_a_model_that_cannot_be_pruned_says_why(service: Service) -> None:
         "tiny": None,
     }
     assert found["group/strange"]["architecture"] == "GPT2LMHeadModel"
+
+
+async def test_a_folder_that_cannot_be_read_is_a_model_with_a_problem(service: Service) -> None:
+    root = service.settings.models_root
+    for name, target in (("dangling", "gone.gguf"), ("leading-out", "/etc/passwd"), ("loop", "y.gguf")):
+        (root / name).mkdir()
+        (root / name / "y.gguf").symlink_to(target)
+    (root / "no-file" / "z.gguf").mkdir(parents=True)
+    found = await models(service)
+    assert {
+        name: found[name]["problem"]["code"] for name in ("dangling", "leading-out", "loop", "no-file")
+    } == dict.fromkeys(("dangling", "leading-out", "loop", "no-file"), "model_file_corrupt")
+    assert found["tiny"]["problem"] is None
+
+
+async def test_a_model_is_read_again_only_when_it_has_changed(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def counted(name: str, root: Path) -> ModelHeaders:
+        read.append(name)
+        return headers_of(name, root)
+
+    headers_of = local.headers_of
+    monkeypatch.setattr(local, "headers_of", counted)
+    folder = write_model(service.settings.models_root / "other")
+    first = await models(service)
+    assert await models(service) == first
+    assert sorted(read) == ["other", "tiny"]
+    (folder / "config.json").write_text("{")
+    assert (await models(service))["other"]["problem"]["code"] == "model_config_invalid"
+    assert sorted(read) == ["other", "other", "tiny"]
+    shutil.rmtree(folder)
+    assert set(await models(service)) == {"tiny"}
 
 
 async def test_folders_that_no_recipe_can_name_are_left_out(service: Service) -> None:

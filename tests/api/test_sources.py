@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import logging
@@ -16,11 +17,12 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from app.accounts.models import Tenant
-from app.models import sources
+from app.models import parsing, sources
 from app.models.fetch import fetch_model
 from app.models.hub import hub_problems
 from app.settings import HubSettings, Settings
 from secateur.problems import ProblemError
+from secateur.pruning.headers import ModelHeaders, Tensor
 from secateur.recipes import Model, PruneRecipe
 from tests.hub_server import HubServer, Repository, serve_hub
 from tests.tiny_models import make_llama
@@ -236,6 +238,48 @@ async def test_what_a_repository_may_not_be(
     assert (problem.code, _pointer(problem)) == (code, "/model/id")
 
 
+@pytest.mark.parametrize("claimed", [16_000_001, 2**40])
+async def test_a_header_that_is_too_long_is_refused_by_its_length(settings: Settings, hub: HubServer, claimed: int) -> None:
+    repository = hub.repositories["acme/tiny"]
+    repository.files["model.safetensors"] = claimed.to_bytes(8, "little") + b"[" * 1_000_000
+    repository.claimed_sizes["model.safetensors"] = 2**41
+    problem = await _refused(settings, _recipe())
+    assert (problem.code, _pointer(problem)) == ("model_file_corrupt", "/model/id")
+    assert hub.bytes_sent() < 600_000
+
+
+async def test_the_headers_of_many_shards_have_one_limit(settings: Settings, hub: HubServer) -> None:
+    repository = hub.repositories["acme/tiny"]
+    del repository.files["model.safetensors"]
+    shards = [f"model-{number}.safetensors" for number in range(40)]
+    for shard in shards:
+        repository.files[shard] = (500_000).to_bytes(8, "little") + b"[" * 500_000
+    repository.files["model.safetensors.index.json"] = json.dumps({"weight_map": {name: name for name in shards}}).encode()
+    problem = await _refused(settings, _recipe())
+    assert problem.code == "model_file_corrupt"
+    assert "16000000" in problem.detail
+
+
+async def test_a_config_has_a_limit(settings: Settings, hub: HubServer) -> None:
+    hub.repositories["acme/tiny"].files["config.json"] = b'{"a": "' + b"x" * 1_000_000 + b'"}'
+    assert (await _refused(settings, _recipe())).code == "model_config_invalid"
+    assert hub.bytes_sent() < 100_000
+
+
+async def test_a_header_of_many_small_parts_is_not_parsed(settings: Settings, hub: HubServer) -> None:
+    raw = b'{"a": [' + b",".join([b"[]"] * 2_500_000) + b"]}"
+    hub.repositories["acme/tiny"].files["model.safetensors"] = len(raw).to_bytes(8, "little") + raw
+    problem = await _refused(settings, _recipe())
+    assert (problem.code, _pointer(problem)) == ("model_file_corrupt", "/model/id")
+
+
+async def test_models_are_parsed_one_at_a_time(settings: Settings) -> None:
+    with parsing.one_at_a_time:
+        waiting = asyncio.create_task(_admit(settings, _recipe()))
+        assert await asyncio.wait({waiting}, timeout=0.5) == (set(), {waiting})
+    assert (await waiting).model.revision
+
+
 async def test_a_truncated_file_is_told_by_its_size(settings: Settings, hub: HubServer) -> None:
     files = hub.repositories["acme/tiny"].files
     files["model.safetensors"] = files["model.safetensors"][:-100]
@@ -255,6 +299,17 @@ async def test_a_model_that_the_disk_cannot_hold_is_refused(settings: Settings, 
     repository.claimed_sizes["model.safetensors"] = size
     problem = await _refused(settings, _recipe())
     assert (problem.code, _pointer(problem)) == ("model_too_large_for_disk", "/model/id")
+
+
+def test_the_room_is_for_blocks_files_and_what_a_local_store_keeps() -> None:
+    model = ModelHeaders("safetensors", {}, {"a": Tensor("F32", (10, 10), "model.safetensors", 0, 400)})
+    assert sources.room_for(_recipe(), model, local_store=True) == 3 * 200
+    assert sources.room_for(_recipe(output={"dtype": "float32"}), model, local_store=False) == 2 * 400
+
+
+def test_a_gguf_model_takes_room_for_what_it_becomes() -> None:
+    model = ModelHeaders("gguf", {}, gguf_file="x.gguf", gguf_bytes=100)
+    assert sources.room_for(_recipe(), model, local_store=False) == 3 * 200
 
 
 # Tokens
