@@ -85,6 +85,7 @@ def test_job_outlives_its_killed_worker(service: Service, victim: str) -> None:
     os.kill(pids[victim], signal.SIGKILL)
     ended = service.finish(job.id)
     assert (ended.status, ended.attempt) == ("succeeded", 2)
+    assert any("taken over" in event.message for event in service.client.jobs.events(job.id) if event.type == "log")
     names = [artifact.name for artifact in ended.artifacts]
     assert len(names) == len(set(names))
     assert not (service.state / "work" / job.id).exists()
