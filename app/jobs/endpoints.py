@@ -11,7 +11,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Respons
 from pydantic import AwareDatetime
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.auth import ArtifactsReader, JobsReader, JobsWriter
+from app.accounts.auth import ArtifactsReader, Caller, JobsReader, JobsWriter
 from app.accounts.secrets import HUB_TOKEN, secret_of
 from app.jobs import dispatch, repository, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, first_answer, intent_of, once
@@ -67,9 +67,7 @@ async def create_job(
     earlier = await first_answer(parts.database, intent, at=clock.now())
     if earlier is not None:
         return earlier.response()
-    async with parts.database.read() as session:
-        hub_token = await secret_of(session, caller.tenant.id, HUB_TOKEN, keyring=parts.keyring)
-    admitted = await sources.admit(recipe, tenant=caller.tenant, hub_token=hub_token, settings=parts.settings)
+    admitted = await _admit(parts, caller, recipe)
 
     async def create(session: AsyncSession) -> Queued:
         return await service.create(session, caller.tenant, admitted, at=clock.now())
@@ -77,20 +75,39 @@ async def create_job(
     return await _queue(parts, intent, create, tasks)
 
 
-@router.post("/{job_id}/retry", status_code=202, response_model=Job, responses=declare("not_found", "job_not_retryable"))
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    response_model=Job,
+    responses=declare("not_found", "job_not_retryable", *_ADMISSION),
+)
 async def retry_job(
     job_id: str, parts: PartsDep, caller: JobsWriter, tasks: BackgroundTasks, idempotency_key: IdempotencyKey = None
 ) -> Response:
-    """Submit the recipe of a failed, cancelled or expired job again, as a new job with `retry_of`."""
+    """Submit the recipe of a failed, cancelled or expired job again, as a new job with `retry_of`.
+
+    It is admitted as if it were new: the caller may still read the model, and the model is still what the recipe fits.
+    """
     intent = intent_of(caller.tenant.id, idempotency_key, "retry_job", job_id)
     earlier = await first_answer(parts.database, intent, at=clock.now())
     if earlier is not None:
         return earlier.response()
 
+    async with parts.database.read() as session:
+        recipe = await service.recipe_to_retry(session, caller.tenant.id, job_id)
+    admitted = await _admit(parts, caller, recipe)
+
     async def retry(session: AsyncSession) -> Queued:
-        return await service.retry(session, caller.tenant, job_id, at=clock.now())
+        return await service.create(session, caller.tenant, admitted, at=clock.now(), retry_of=job_id)
 
     return await _queue(parts, intent, retry, tasks)
+
+
+async def _admit(parts: Parts, caller: Caller, recipe: PruneRecipe) -> PruneRecipe:
+    """The recipe with its model resolved, if the caller may read the model and it fits. No session is held meanwhile."""
+    async with parts.database.read() as session:
+        hub_token = await secret_of(session, caller.tenant.id, HUB_TOKEN, keyring=parts.keyring)
+    return await sources.admit(recipe, tenant=caller.tenant, hub_token=hub_token, settings=parts.settings)
 
 
 async def _queue(

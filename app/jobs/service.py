@@ -59,17 +59,17 @@ async def cancel(session: AsyncSession, tenant_id: str, job_id: str, *, at: date
     return job
 
 
-async def retry(session: AsyncSession, tenant: Tenant, job_id: str, *, at: datetime) -> tuple[Job, OutboxMessage]:
-    """Queue a new job with the recipe of one that has failed, expired, or been cancelled.
+async def recipe_to_retry(session: AsyncSession, tenant_id: str, job_id: str) -> PruneRecipe:
+    """The recipe of a job that has failed, expired, or been cancelled, and so will not change any more.
 
     Raises `not_found` and `job_not_retryable`.
     """
-    job = await repository.find_locked(session, tenant.id, job_id)
+    job = await repository.find(session, tenant_id, job_id)
     if job is None:
         raise missing(job_id)
     if job.status not in RETRYABLE:
         raise ProblemError("job_not_retryable", f"job {job_id} is {job.status}; only one without success is retried")
-    return await create(session, tenant, PruneRecipe.model_validate(job.recipe), at=at, retry_of=job.id)
+    return PruneRecipe.model_validate(job.recipe)
 
 
 def missing(job_id: str) -> ProblemError:

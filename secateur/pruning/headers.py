@@ -52,7 +52,7 @@ FLOATS = frozenset({"F16", "BF16", "F32"})
 MAX_CONFIG_BYTES = 1_000_000
 MAX_HEADERS_BYTES = 16_000_000  # of all files together, and of any other JSON that is parsed
 MAX_COMPANION_BYTES = 64_000_000
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
 # Elements, members and containers of one JSON document; a tensor in a header has nine.
 MAX_JSON_PARTS = 10 * MAX_TENSORS
 MAX_RANK = 8

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app.accounts.keys import Scope
+from app.accounts.models import Tenant
 from app.jobs import claims, repository
 from app.jobs import service as jobs
 from app.jobs.events import LogLine
@@ -324,6 +325,22 @@ async def test_a_tenant_without_local_models_finds_none(service: Service) -> Non
     async with service.client_with(await make_key(service.database, guest, service.keyring)) as client:
         response = await client.post("/v1/jobs", json=body())
     assert (response.status_code, response.json()["code"]) == (404, "model_not_found")
+
+
+async def test_a_retry_is_admitted_like_a_new_job(service: Service) -> None:
+    """A tenant that has lost its right to local models, or whose model has changed, is told so at once."""
+    job = await make_job(service.database, service.tenant, status="failed")
+    write = service.settings.models_root / "tiny" / "config.json"
+    sound = write.read_text()
+    write.write_text(sound.replace('"max_position_embeddings": 128', '"max_position_embeddings": 8'))
+    response = await service.client.post(f"/v1/jobs/{job.id}/retry")
+    assert (response.status_code, response.json()["code"]) == (422, "sequence_too_long")
+    write.write_text(sound)
+    async with service.database.write() as session:
+        await session.execute(update(Tenant).values(reads_local_models=False))
+    response = await service.client.post(f"/v1/jobs/{job.id}/retry")
+    assert (response.status_code, response.json()["code"]) == (404, "model_not_found")
+    assert [shown["id"] for shown in (await service.client.get("/v1/jobs")).json()["data"]] == [job.id]
 
 
 async def test_nothing_is_left_of_a_job_whose_commit_failed(service: Service) -> None:
