@@ -51,7 +51,8 @@ class StreamedModel:
         names = [name for name in self.model.state_dict() if not name.startswith(f"{self._family.blocks}.")]
         weights = {name: self._read(self._checkpoint, name) for name in names if name in self._checkpoint}
         _assign(self.model, weights, strict=False)
-        self.model.tie_weights()
+        with quiet_transformers():  # a head of its own beside a config that ties is loaded as from_pretrained loads it
+            self.model.tie_weights(missing_keys=set(names) - weights.keys())
         outside = ((n, p) for n, p in self.model.named_parameters() if not n.startswith(f"{self._family.blocks}."))
         if missing := next((name for name, parameter in outside if parameter.is_meta), None):
             raise ProblemError("model_file_corrupt", f"The tensor '{missing}' is missing, which the model needs.")

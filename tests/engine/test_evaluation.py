@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from secateur.pruning.checkpoint import DTYPES
@@ -30,6 +32,22 @@ def test_the_streamed_model_is_the_model(make_model: MakeModel, architecture: st
             with streamed.block(index) as block:
                 batch.hidden = run_block(block, index, batch)
         assert torch.equal(streamed.head(streamed.leave(batch)), whole(WINDOWS).logits)
+
+
+@pytest.mark.parametrize("differing", [True, False])
+def test_a_head_beside_a_config_that_ties_counts_as_loaded(make_model: MakeModel, tmp_path: Path, differing: bool) -> None:
+    """The checkpoint decides: its own head is used if it differs, whatever the config says of tying."""
+    shutil.copytree(make_model(tied=True), tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.flip(0).clone() if differing else embedding.clone()
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(whole.lm_head.weight, whole.model.embed_tokens.weight) is not differing
+    with checkpoint(tmp_path) as source, torch.no_grad():
+        expected = math.exp(float(whole(WINDOWS, labels=WINDOWS).loss))
+        streamed = StreamedModel(source, family_of(source.headers), DTYPES["float32"], torch.device("cpu"))
+        assert measure(streamed, WINDOWS, lambda _: None).perplexity == pytest.approx(expected, rel=1e-5)
 
 
 def test_perplexity_is_that_of_the_models_own_loss(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
