@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from secateur.problems import ProblemError, at
 from secateur.pruning.datasets import known_bytes
 from secateur.pruning.families import Family, block_count, family_of
 from secateur.pruning.headers import FLOATS, ModelHeaders
 from secateur.pruning.registry import METHODS
 from secateur.recipes import PruneRecipe
+
+_INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def check(recipe: PruneRecipe, model: ModelHeaders) -> None:
@@ -58,28 +62,42 @@ def _check_texts(recipe: PruneRecipe) -> None:
 
 
 def _check_tensors(model: ModelHeaders, family: Family) -> None:
-    """Every block has its linears, as matrices of floats; there are as many blocks as the config says, and an embedding."""
-    wanted = [family.embedding]
-    if not model.config.get("tie_word_embeddings", False):
-        wanted.append(family.head)
-    for index in range(block_count(model)):
-        wanted.extend(family.weights(index))
-        if wanted[-1] not in model.tensors:  # stop early: the config may claim a billion blocks
-            break
-    for name in wanted:
+    """Every block has its linears and norms; there is an embedding and what follows the blocks, and no other block."""
+    _check_blocks(model, family)
+    outside = [family.embedding] if model.config.get("tie_word_embeddings", False) else [family.embedding, family.head]
+    _require(model, outside, rank=2)
+    _require(model, [family.norm], rank=1)
+    for index in range(block_count(model)):  # stops at the first that is missing: the config may claim a billion
+        _require(model, family.weights(index), rank=2)
+        _require(model, family.norm_weights(index), rank=1)
+
+
+def _require(model: ModelHeaders, names: list[str], *, rank: int) -> None:
+    for name in names:
         tensor = model.tensors.get(name)
         if tensor is None:
             raise ProblemError(
                 "model_file_corrupt", f"The tensor '{name}' is missing, which a {model.architecture} of this config has."
             )
-        if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in FLOATS:
+        if len(tensor.shape) != rank or 0 in tensor.shape or tensor.dtype not in FLOATS:
+            kind = "matrix" if rank == 2 else "vector"
             raise ProblemError(
                 "model_file_corrupt",
-                f"The tensor '{name}' is {tensor.dtype} {tensor.shape}, where a matrix of floats is needed.",
+                f"The tensor '{name}' is {tensor.dtype} {tensor.shape}, where a {kind} of floats is needed.",
             )
-    beyond = family.block(block_count(model)) + "."
-    if extra := next((name for name in model.tensors if name.startswith(beyond)), None):
-        raise ProblemError("model_config_invalid", f"config.json counts {block_count(model)} blocks; '{extra}' lies beyond.")
+
+
+def _check_blocks(model: ModelHeaders, family: Family) -> None:
+    """A tensor below the blocks belongs to one that config.json counts."""
+    prefix, count = f"{family.blocks}.", block_count(model)
+    for name in model.tensors:
+        if not name.startswith(prefix):
+            continue
+        index = name[len(prefix) :].partition(".")[0]
+        if not (_INDEX.fullmatch(index) and int(index) < count):
+            raise ProblemError(
+                "model_config_invalid", f"config.json counts {count} blocks; '{name[:120]}' is of none of them."
+            )
 
 
 def _check_pattern(recipe: PruneRecipe, model: ModelHeaders, family: Family) -> None:

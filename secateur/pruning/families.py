@@ -17,17 +17,21 @@ _LLAMA_LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+_LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Names inside a checkpoint. `blocks` is the list of decoder blocks; `linears` are the pruned ones, below a block."""
+    """Names inside a checkpoint. `blocks` is the list of decoder blocks; `linears` are the pruned ones, `norms` the norms,
+    below a block; `norm` is the one behind the last block."""
 
     architecture: str
     model_type: str
     blocks: str = "model.layers"
     linears: tuple[str, ...] = _LLAMA_LINEARS
+    norms: tuple[str, ...] = _LLAMA_NORMS
     embedding: str = "model.embed_tokens.weight"
+    norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
 
     def block(self, index: int) -> str:
@@ -38,6 +42,10 @@ class Family:
         """The tensors of a block that are pruned."""
         return [f"{self.block(index)}.{linear}.weight" for linear in self.linears]
 
+    def norm_weights(self, index: int) -> list[str]:
+        """The tensors of a block's norms."""
+        return [f"{self.block(index)}.{norm}.weight" for norm in self.norms]
+
 
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
@@ -45,7 +53,7 @@ FAMILIES: Mapping[str, Family] = {
         Family("LlamaForCausalLM", "llama"),
         Family("MistralForCausalLM", "mistral"),
         Family("Qwen2ForCausalLM", "qwen2"),
-        Family("Qwen3ForCausalLM", "qwen3"),
+        Family("Qwen3ForCausalLM", "qwen3", norms=(*_LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm")),
     )
 }
 

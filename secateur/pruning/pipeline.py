@@ -27,7 +27,7 @@ from secateur.pruning.headers import ModelHeaders, read_model
 from secateur.pruning.memory import keep_what_is_freed, peak
 from secateur.pruning.registry import METHODS
 from secateur.pruning.resume import Attempt
-from secateur.pruning.streaming import StreamedModel
+from secateur.pruning.streaming import StreamedModel, require_fit
 from secateur.pruning.verify import verify
 from secateur.recipes import PruneRecipe
 
@@ -79,6 +79,7 @@ def run(
             folder, headers = _as_safetensors(source, scratch, narrator)
             admission.check(recipe, headers)
             with Checkpoint(folder, headers) as checkpoint:
+                require_fit(checkpoint)
                 job = _Job(recipe, checkpoint, family_of(headers), output, cache, texts, narrator)
                 return _run(job, [folder / SCRATCH for folder in earlier], started)
     except BaseException:

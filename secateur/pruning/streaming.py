@@ -7,6 +7,7 @@ blocks that only take notes: no code here knows what an architecture passes to i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,6 +129,31 @@ class StreamedModel:
             yield block
         finally:
             block.load_state_dict(empty, assign=True)
+
+
+def require_fit(checkpoint: Checkpoint) -> None:
+    """Raise ProblemError `model_file_corrupt` unless the checkpoint holds the tensors of the model that config.json tells of,
+    in their shapes, and no others; `model_config_invalid` if it tells of none.
+
+    As for `from_pretrained`, a tensor that is tied to another may be absent, and what old versions saved beside the weights
+    may be there.
+    """
+    model = _without_weights(checkpoint.folder, torch.float32, torch.device("cpu"))
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in checkpoint.headers.tensors.items()}
+    missing = expected.keys() - found.keys()
+    with quiet_transformers():
+        model.tie_weights(missing_keys=missing)  # takes those away that are tied to what is there
+    ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]))
+    unexpected = [name for name in found if name not in expected and not ignored.search(name)]
+    misshapen = [name for name in expected.keys() & found.keys() if expected[name] != found[name]]
+    for names, what in ((missing, "missing"), (unexpected, "none of the model's"), (misshapen, "of another shape")):
+        if names:
+            some = ", ".join(f"'{name[:120]}'" for name in sorted(names)[:3])
+            raise ProblemError(
+                "model_file_corrupt",
+                f"The weights do not fit the model that config.json describes: {len(names)} are {what}, such as {some}.",
+            )
 
 
 def forward(block: nn.Module, index: int, batches: list[MicroBatch]) -> None:

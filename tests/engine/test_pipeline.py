@@ -197,6 +197,40 @@ def test_a_full_disk_leaves_nothing_behind(llama: Path, tmp_path: Path, monkeypa
     assert list((tmp_path / "output").iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model.layers.1.self_attn.q_norm.weight": None}, "q_norm"),
+        ({"model.layers.1.self_attn.q_proj.bias": torch.zeros(32)}, "q_proj.bias"),
+        ({"model.layers.0.input_layernorm.weight": torch.ones(31)}, "input_layernorm"),
+        ({"something.else": torch.zeros(2)}, "something.else"),
+    ],
+    ids=["one missing", "one too many", "another shape", "one from elsewhere"],
+)
+def test_weights_that_from_pretrained_would_not_take_are_named(
+    make_model: MakeModel, tmp_path: Path, method: str, change: dict[str, torch.Tensor | None], named: str
+) -> None:
+    """Whatever the method: also one that never runs the model."""
+    source = tmp_path / "source"
+    shutil.copytree(make_model("Qwen3ForCausalLM"), source)
+    tensors = load_file(source / "model.safetensors") | change
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ProblemError, match=named) as caught:
+        prune(recipe(method), source, tmp_path)
+    assert caught.value.code == "model_file_corrupt"
+
+
+def test_buffers_that_old_versions_saved_stay_where_they_are(llama: Path, tmp_path: Path) -> None:
+    source, name = tmp_path / "source", "model.layers.0.self_attn.rotary_emb.inv_freq"
+    shutil.copytree(llama, source)
+    tensors = load_file(source / "model.safetensors") | {name: torch.rand(4)}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    prune(recipe("magnitude"), source, tmp_path)
+    assert torch.equal(load_file(tmp_path / "output" / "model.safetensors")[name], tensors[name])
+
+
 def test_a_config_that_does_not_fit_the_weights_is_told_apart_from_a_crash(llama: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(llama, source)

@@ -24,9 +24,12 @@ CONFIG = {
 def model(*, without: str | None = None, replaced: dict[str, Tensor] | None = None, **changes: Any) -> ModelHeaders:
     """A Llama of two blocks, 24 wide."""
     family = FAMILIES["LlamaForCausalLM"]
-    names = [family.embedding, *family.weights(0), *family.weights(1)]
-    tensors = {name: Tensor("BF16", (24, 24), "model.safetensors", 0, 1152) for name in names if name != without}
-    return ModelHeaders("safetensors", CONFIG | changes, tensors | (replaced or {}))
+    matrices = [family.embedding, *family.weights(0), *family.weights(1)]
+    vectors = [family.norm, *family.norm_weights(0), *family.norm_weights(1)]
+    tensors = {name: Tensor("BF16", (24, 24), "model.safetensors", 0, 1152) for name in matrices}
+    tensors |= {name: Tensor("BF16", (24,), "model.safetensors", 0, 48) for name in vectors}
+    kept = {name: tensor for name, tensor in tensors.items() if name != without}
+    return ModelHeaders("safetensors", CONFIG | changes, kept | (replaced or {}))
 
 
 def recipe(**changes: Any) -> PruneRecipe:
@@ -105,12 +108,23 @@ def test_a_quantised_model_is_refused() -> None:
     [
         model(without="model.layers.1.self_attn.k_proj.weight"),
         model(without="model.embed_tokens.weight"),
+        model(without="model.norm.weight"),
+        model(without="model.layers.1.input_layernorm.weight"),
         model(tie_word_embeddings=False),
         model(num_hidden_layers=2**30),
         model(replaced={"model.layers.0.mlp.up_proj.weight": Tensor("I8", (24, 24), "model.safetensors", 0, 576)}),
         model(replaced={"model.layers.0.mlp.up_proj.weight": Tensor("BF16", (24,), "model.safetensors", 0, 48)}),
     ],
-    ids=["a linear missing", "no embedding", "no head", "a billion blocks", "integers", "a vector"],
+    ids=[
+        "a linear missing",
+        "no embedding",
+        "no last norm",
+        "a norm missing",
+        "no head",
+        "a billion blocks",
+        "integers",
+        "a vector",
+    ],
 )
 def test_weights_that_are_not_those_of_the_config_are_refused(broken: ModelHeaders) -> None:
     with pytest.raises(ProblemError) as caught:
@@ -118,9 +132,11 @@ def test_weights_that_are_not_those_of_the_config_are_refused(broken: ModelHeade
     assert caught.value.code == "model_file_corrupt"
 
 
-def test_blocks_beyond_the_config_are_refused() -> None:
-    with pytest.raises(ProblemError) as caught:
-        check(recipe(), model(num_hidden_layers=1))
+@pytest.mark.parametrize("block", ["2", "5", "00", "-1", "x", "1e0", "9" * 30])
+def test_blocks_that_the_config_does_not_count_are_refused(block: str) -> None:
+    beyond = {f"model.layers.{block}.self_attn.q_proj.weight": Tensor("BF16", (24, 24), "model.safetensors", 0, 1152)}
+    with pytest.raises(ProblemError, match=f"layers.{block}") as caught:
+        check(recipe(), model(replaced=beyond))
     assert caught.value.code == "model_config_invalid"
 
 
