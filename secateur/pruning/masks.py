@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -28,8 +29,8 @@ def removal_mask(scores: Tensor, sparsity: Sparsity, comparison: Comparison) -> 
 
 
 def count_of(total: int, fraction: float) -> int:
-    """floor(total x fraction), where a product that is whole but for rounding counts as whole (0.3 x 10 is 3)."""
-    return math.floor(total * fraction + 1e-9 * max(1, total))
+    """floor(total x fraction), where `fraction` is the decimal number that it is written as: 0.3 x 10 is 3."""
+    return math.floor(Fraction(str(fraction)) * total)
 
 
 def lowest_per_row(scores: Tensor, count: int) -> Tensor:

@@ -132,8 +132,8 @@ class StreamedModel:
 
 
 def require_fit(checkpoint: Checkpoint) -> None:
-    """Raise ProblemError `model_file_corrupt` unless the checkpoint holds the tensors of the model that config.json tells of,
-    in their shapes, and no others; `model_config_invalid` if it tells of none.
+    """Raise ProblemError `model_file_corrupt` unless the checkpoint holds the tensors of the model that config.json names,
+    in their shapes, and no others; `model_config_invalid` if it names none.
 
     As for `from_pretrained`, a tensor that is tied to another may be absent, and what old versions saved beside the weights
     may be there.

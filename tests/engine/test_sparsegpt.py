@@ -121,6 +121,14 @@ def test_the_update_pays(layer: tuple[Tensor, Tensor]) -> None:
     assert error < 0.8 * float(((weight - without_update) @ inputs.T).square().sum() / outputs.square().sum())
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_weight_that_is_given_stays_as_it_is(layer: tuple[Tensor, Tensor], rows: int) -> None:
+    weight, inputs = layer[0][:rows].clone(), layer[1]
+    before = weight.clone()
+    sparsegpt([weight], inverse_factor(inputs.T @ inputs, 0.01), Sparsity(target=0.5), 128)
+    assert torch.equal(weight, before)
+
+
 def test_dead_inputs_are_removed_and_told(layer: tuple[Tensor, Tensor]) -> None:
     weight, inputs = layer
     factor = inverse_factor(inputs.T @ inputs, 0.01)

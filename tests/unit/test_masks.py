@@ -49,9 +49,18 @@ def test_n_of_m_removes_the_first_lowest_of_each_group(data: st.DataObject, grou
 
 
 @pytest.mark.parametrize(
-    ("total", "fraction", "count"), [(10, 0.3, 3), (10, 0.29, 2), (576, 0.5, 288), (7, 0.5, 3), (3, 0.1, 0)]
+    ("total", "fraction", "count"),
+    [
+        (10, 0.3, 3),
+        (10, 0.29, 2),
+        (576, 0.5, 288),
+        (7, 0.5, 3),
+        (3, 0.1, 0),
+        (4096 * 11008, 0.013, 586153),
+        (8192 * 28672, 0.033, 7751073),
+    ],
 )
-def test_counts_are_floors_but_for_rounding(total: int, fraction: float, count: int) -> None:
+def test_counts_are_floors_of_the_decimal_that_was_written(total: int, fraction: float, count: int) -> None:
     assert count_of(total, fraction) == count
 
 
