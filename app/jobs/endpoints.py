@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
-from pydantic import AwareDatetime
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.auth import ArtifactsReader, Caller, JobsReader, JobsWriter
@@ -23,7 +22,7 @@ from app.jobs.views import show
 from app.kit import clock
 from app.kit.errors import declare
 from app.kit.pagination import cut, read_cursor
-from app.kit.queries import METADATA_KEY, METADATA_PARAMETER
+from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
 from app.models import sources
 from app.parts import Parts, PartsDep
 from secateur.problems import ProblemError
@@ -51,7 +50,7 @@ def _filter(
     status: Annotated[list[Status], Query(description="Repeat it for several.")] = [],  # noqa: B006 (FastAPI copies it)
     method: str | None = None,
     model: str | None = None,
-    created_after: AwareDatetime | None = None,
+    created_after: Moment | None = None,
 ) -> JobFilter:
     pairs = ((METADATA_KEY.fullmatch(name), value) for name, value in request.query_params.items())
     labels = {match[1]: value for match, value in pairs if match}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
+from pydantic import AfterValidator, AwareDatetime
 
 from secateur.problems import Fault, ProblemError
 
@@ -20,6 +22,17 @@ METADATA_PARAMETER: dict[str, Any] = {
     "description": "`metadata[key]=value`: only jobs with this value; several must all be there.",
     "schema": {"type": "object", "additionalProperties": {"type": "string"}},
 }
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC it lies before the year 1 or after 9999") from None
+
+
+# A time with its zone, as UTC: an end of the calendar may lie beyond it in another zone.
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 async def refuse_unknown_parameters(request: Request) -> None:

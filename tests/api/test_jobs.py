@@ -258,6 +258,7 @@ async def test_lists_are_filtered(service: Service) -> None:
     assert await ids(method="sparsegpt") == {new.id}
     assert await ids(model="big") == {other.id}
     assert await ids(created_after=(at - timedelta(hours=1)).isoformat()) == {new.id, other.id, odd.id}
+    assert await ids(created_after="0001-01-01T00:00:00Z") == {old.id, new.id, other.id, odd.id}
     assert await ids(**{"metadata[team]": "search"}) == {old.id}
     assert await ids(**{"metadata[team]": "search", "metadata[a b]": "1"}) == {old.id}
     assert await ids(**{"metadata[team]": "search", "metadata[a b]": "2"}) == set()
@@ -274,6 +275,8 @@ async def test_lists_are_filtered(service: Service) -> None:
         ({"limit": 0}, "/query/limit"),
         ({"status": "sleeping"}, "/query/status/0"),
         ({"created_after": "2026-01-01T00:00:00"}, "/query/created_after"),
+        ({"created_after": "0001-01-01T00:00:00+14:00"}, "/query/created_after"),
+        ({"created_after": "9999-12-31T23:59:59-14:00"}, "/query/created_after"),
         ({"stauts": "failed"}, "/query/stauts"),
         ({"metadata": "failed"}, "/query/metadata"),
     ],
