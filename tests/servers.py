@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -87,3 +88,11 @@ def _wait_until_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> 
             time.sleep(0.05)
         else:
             return
+
+
+@contextmanager
+def running(state: Path) -> Iterator[None]:
+    """A `secateur up` as far as others see it: the lock of its state folder is held."""
+    with (state / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

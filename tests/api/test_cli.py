@@ -20,6 +20,7 @@ from secateur.problems import ProblemError
 from tests.api.conftest import Service
 from tests.api.jobs import body, make_job
 from tests.api.work import claim, fail, succeed
+from tests.servers import running
 
 FILES = {"model.safetensors": b"w" * 70_000, "config.json": b"{}"}
 
@@ -138,7 +139,8 @@ async def test_the_state_folder_names_the_service(run: Run, service: Service, tm
     (state / "admin.key").write_text(str(service.client.headers["authorization"]).removeprefix("Bearer "))
     document = {"url": str(service.client.base_url), "key_file": str(state / "admin.key")}
     (state / "service.json").write_text(json.dumps(document))
-    ran = await run("--state", str(state), "jobs", "--json", SECATEUR_URL="", SECATEUR_API_KEY="")
+    with running(state):
+        ran = await run("--state", str(state), "jobs", "--json", SECATEUR_URL="", SECATEUR_API_KEY="")
     assert (ran.code, ran.json) == (0, [])
 
 

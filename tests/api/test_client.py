@@ -38,6 +38,7 @@ from tests.api.conftest import Service
 from tests.api.jobs import body, make_job
 from tests.api.work import claim, succeed
 from tests.cutting_proxy import Line, cutting_proxy
+from tests.servers import running
 
 WEIGHTS = os.urandom(3_000_000)
 
@@ -316,20 +317,44 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     assert "sct_env" not in repr(found)
 
 
-def test_a_service_on_this_machine_is_found_and_its_key_goes_nowhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The state folder of a `secateur up`, named by the environment, which names nothing else."""
     monkeypatch.delenv("SECATEUR_URL", raising=False)
     monkeypatch.delenv("SECATEUR_API_KEY", raising=False)
     monkeypatch.setenv("SECATEUR_STATE", str(tmp_path))
-    with pytest.raises(NotConfiguredError, match="secateur up"):
-        connection.find()
     (tmp_path / "admin.key").write_text("sct_local\n")
     document = {"url": "http://127.0.0.1:8000", "key_file": str(tmp_path / "admin.key")}
     (tmp_path / "service.json").write_text(json.dumps(document))
-    assert connection.find() == connection.Connection("http://127.0.0.1:8000", "sct_local")
+    return tmp_path
+
+
+def test_a_service_on_this_machine_is_found_and_its_key_goes_nowhere_else(state: Path) -> None:
+    with running(state):
+        assert connection.find() == connection.Connection("http://127.0.0.1:8000", "sct_local")
+        with pytest.raises(NotConfiguredError, match="No API key"):
+            connection.find("https://elsewhere.example")
+    (state / "service.json").unlink()
+    with pytest.raises(NotConfiguredError, match="secateur up"):
+        connection.find()
+
+
+def test_a_service_that_was_killed_is_not_taken_for_one_that_runs(state: Path) -> None:
+    """Its note stays behind, and its port may be another's by now, which must not be shown the key."""
+    with running(state):
+        pass
+    with pytest.raises(NotConfiguredError, match="is not running"):
+        connection.find()
     with pytest.raises(NotConfiguredError, match="No API key"):
-        connection.find("https://elsewhere.example")
+        connection.find("http://127.0.0.1:8000")
+
+
+def test_the_state_folder_is_not_read_by_those_who_need_nothing_of_it(state: Path) -> None:
+    (state / "service.json").write_text("{")
+    with running(state):
+        assert connection.find("https://prune.example", "sct_mine").key == "sct_mine"
+        with pytest.raises(NotConfiguredError, match=r"service\.json"):
+            connection.find()
 
 
 def test_the_client_needs_neither_torch_nor_the_server() -> None:
