@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import delete, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.jobs.models import Job, OutboxMessage
 from app.jobs.states import Status
-from app.kit import clock
 from app.kit.db import Database
 from app.kit.ids import new_id
 from secateur.problems import ProblemError
 
 WORK_TASK = "workers.tasks.work"
-RING_EXPIRES_SECONDS = 3_600
+# A message that nobody took for so many pauses between rings is dropped by whoever takes it. More than one, since the clocks
+# of two machines differ and the relay has a pace of its own.
+RING_LASTS = 2
+MIN_RING_LASTS = timedelta(minutes=1)
 MAX_OUTBOX_A_ROUND = 1_000
 MAX_RINGS_AGAIN = 16
 KEEP_SENT = timedelta(hours=1)
+_RELAY_LOCK = 0x5EC47E02  # of PostgreSQL's advisory locks: one relay at a time counts what is unheard
 _TIMEOUT_SECONDS = 1
 
 log = structlog.get_logger()
@@ -50,10 +53,14 @@ class Doorbell:
             task_serializer="json",
         )
 
-    def ring(self, queue: str) -> None:
-        """Say that there is work on `queue`. Raises `service_unavailable` if the broker is away."""
+    def ring(self, queue: str, *, ring_again_after: timedelta) -> None:
+        """Say that there is work on `queue`; the message is void some time after it would be rung again.
+
+        Raises `service_unavailable` if the broker is away.
+        """
+        expires = max(RING_LASTS * ring_again_after, MIN_RING_LASTS).total_seconds()
         try:
-            self._celery.send_task(WORK_TASK, queue=queue, ignore_result=True, expires=RING_EXPIRES_SECONDS, retry=False)
+            self._celery.send_task(WORK_TASK, queue=queue, ignore_result=True, expires=expires, retry=False)
         except (BrokerError, OSError) as error:
             raise _away(error) from error
 
@@ -73,40 +80,46 @@ def _away(error: Exception) -> ProblemError:
     return ProblemError("service_unavailable", f"the broker does not answer: {type(error).__name__}")
 
 
-async def ring(database: Database, doorbell: Doorbell, bells: Iterable[tuple[str, str]]) -> int:
-    """Ring the doorbells of outbox rows `(id, queue)`, whose transaction is committed; how many were rung.
+async def ring(
+    database: Database, doorbell: Doorbell, ids: Collection[str], *, at: datetime, ring_again_after: timedelta
+) -> int:
+    """Ring the doorbells of outbox rows, whose transaction is committed; how many were rung.
 
-    If the broker is away that is logged and the rest is left to the relay.
+    Each row is claimed first, so that whoever else rings leaves it alone. If the broker is away that is logged, and what was
+    not rung is left to the relay.
     """
-    rung: list[str] = []
-    for id_, queue in bells:
+    mine = update(OutboxMessage).where(OutboxMessage.id.in_(ids), OutboxMessage.sent_at.is_(None)).values(sent_at=at)
+    async with database.write() as session:
+        claimed = (await session.execute(mine.returning(OutboxMessage.id, OutboxMessage.queue))).all()
+    for rung, (_, queue) in enumerate(claimed):
         try:
-            await asyncio.to_thread(doorbell.ring, queue)
+            await asyncio.to_thread(doorbell.ring, queue, ring_again_after=ring_again_after)
         except ProblemError as problem:
             log.warning("doorbell_not_rung", queue=queue, detail=problem.detail)
-            break
-        rung.append(id_)
-    if rung:
-        async with database.write() as session:
-            await session.execute(update(OutboxMessage).where(OutboxMessage.id.in_(rung)).values(sent_at=clock.now()))
-    return len(rung)
+            left = [id_ for id_, _ in claimed[rung:]]
+            async with database.write() as session:
+                await session.execute(update(OutboxMessage).where(OutboxMessage.id.in_(left)).values(sent_at=None))
+            return rung
+    return len(claimed)
 
 
 async def relay(database: Database, doorbell: Doorbell, *, at: datetime, ring_again_after: timedelta) -> int:
     """One round: ring what was never rung, and ring again for jobs that have waited longer than `ring_again_after`.
 
-    A queue is rung again at most `MAX_RINGS_AGAIN` times, and not before its last ring is that old. Returns how many rings
-    there were. Rows that were sent an hour ago are deleted.
+    A queue is rung again at most `MAX_RINGS_AGAIN` times, and not before its last ring is that old. Several relays may run
+    at once. Returns how many rings there were. Rows that were sent an hour ago are deleted.
     """
     async with database.write() as session:
+        if not database.is_sqlite:  # where writers queue anyway
+            await session.execute(select(func.pg_advisory_xact_lock(_RELAY_LOCK)))
         await session.execute(delete(OutboxMessage).where(OutboxMessage.sent_at < at - KEEP_SENT))
         for queue, waiting in (await _unheard(session, at - ring_again_after)).items():
             again = min(waiting, MAX_RINGS_AGAIN)
             session.add_all(OutboxMessage(id=new_id("out"), queue=queue, created_at=at) for _ in range(again))
         await session.flush()
-        unsent = select(OutboxMessage).where(OutboxMessage.sent_at.is_(None)).order_by(OutboxMessage.id)
-        bells = [(row.id, row.queue) for row in await session.scalars(unsent.limit(MAX_OUTBOX_A_ROUND))]
-    return await ring(database, doorbell, bells)
+        unsent = select(OutboxMessage.id).where(OutboxMessage.sent_at.is_(None)).order_by(OutboxMessage.id)
+        ids = (await session.scalars(unsent.limit(MAX_OUTBOX_A_ROUND))).all()
+    return await ring(database, doorbell, ids, at=at, ring_again_after=ring_again_after)
 
 
 async def _unheard(session: AsyncSession, before: datetime) -> Mapping[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
@@ -113,15 +114,16 @@ async def _queue(
     parts: Parts, intent: Intent | None, create: Callable[[AsyncSession], Awaitable[Queued]], tasks: BackgroundTasks
 ) -> Response:
     """Commit what `create` makes, answer with the job, and ring the doorbell after that."""
-    bells: list[tuple[str, str]] = []
+    bells: list[str] = []
 
     async def work(session: AsyncSession) -> Answer:
         job, bell = await create(session)
-        bells.append((bell.id, bell.queue))
+        bells.append(bell.id)
         return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, show(job).model_dump(mode="json"))
 
     answer = await once(parts.database, intent, work, at=clock.now())
-    tasks.add_task(dispatch.ring, parts.database, parts.doorbell, bells)
+    again = timedelta(seconds=parts.settings.scheduler.ring_again_seconds)
+    tasks.add_task(dispatch.ring, parts.database, parts.doorbell, bells, at=clock.now(), ring_again_after=again)
     return answer.response()
 
 

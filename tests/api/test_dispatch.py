@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import time
 from datetime import UTC, datetime, timedelta
@@ -42,7 +43,7 @@ async def unsent(database: Database) -> int:
 
 def test_a_ring_is_a_message_for_the_workers_task(broker: Redis, broker_url: str) -> None:
     doorbell = Doorbell(broker_url)
-    doorbell.ring("gpu")
+    doorbell.ring("gpu", ring_again_after=AGAIN)
     doorbell.check()
     doorbell.close()
     assert rings(broker, "gpu") == 1
@@ -53,7 +54,7 @@ def test_a_broker_that_refuses_or_never_answers_costs_two_seconds_at_most() -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         for port in (free_port(), silent.getsockname()[1]):
             doorbell = Doorbell(f"redis://127.0.0.1:{port}/0")
-            for action in (doorbell.check, lambda doorbell=doorbell: doorbell.ring("default")):
+            for action in (doorbell.check, lambda doorbell=doorbell: doorbell.ring("default", ring_again_after=AGAIN)):
                 started = time.monotonic()
                 with pytest.raises(ProblemError) as problem:
                     action()
@@ -63,15 +64,19 @@ def test_a_broker_that_refuses_or_never_answers_costs_two_seconds_at_most() -> N
 
 
 async def test_the_loop_goes_on_while_a_ring_waits_for_the_broker(database: Database) -> None:
+    await make_job(database, await make_tenant(database))
+    async with database.read() as session:
+        ids = (await session.scalars(select(OutboxMessage.id))).all()
     with socket.create_server(("127.0.0.1", 0)) as silent:
         doorbell = Doorbell(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        ringing = asyncio.create_task(dispatch.ring(database, doorbell, [("out_1", "default")]))
+        ringing = asyncio.create_task(dispatch.ring(database, doorbell, ids, at=clock.now(), ring_again_after=AGAIN))
         ticks = 0
         while not ringing.done():
             await asyncio.sleep(0.01)
             ticks += 1
     assert await ringing == 0
     assert ticks > 20
+    assert await unsent(database) == 1
     doorbell.close()
 
 
@@ -114,6 +119,34 @@ async def test_jobs_that_wait_long_are_rung_again_but_rings_do_not_pile_up(
     assert await relay(database, doorbell, at=later, ring_again_after=AGAIN) == MAX_RINGS_AGAIN
     assert rings(broker) == MAX_RINGS_AGAIN
     assert await relay(database, doorbell, at=clock.now(), ring_again_after=AGAIN) == 0
+    doorbell.close()
+
+
+async def test_two_relays_at_once_ring_once(database: Database, broker: Redis, broker_url: str) -> None:
+    tenant, begin = await make_tenant(database), clock.now()
+    for _ in range(20):
+        await make_job(database, tenant, at=begin)
+    doorbells = [Doorbell(broker_url) for _ in range(3)]
+    for at, rung in ((begin, 20), (begin + 2 * AGAIN, 20 + MAX_RINGS_AGAIN)):
+        await asyncio.gather(*(relay(database, doorbell, at=at, ring_again_after=AGAIN) for doorbell in doorbells))
+        assert rings(broker) == rung
+    for doorbell in doorbells:
+        doorbell.close()
+
+
+async def test_behind_a_long_job_only_the_newest_rings_count(database: Database, broker: Redis, broker_url: str) -> None:
+    """Ten minutes of rounds: what is rung again replaces what has expired, and the worker drops that unread."""
+    tenant, begin = await make_tenant(database), clock.now()
+    for _ in range(MAX_RINGS_AGAIN + 4):
+        await make_job(database, tenant, at=begin)
+    doorbell = Doorbell(broker_url)
+    rung = [await relay(database, doorbell, at=begin + timedelta(seconds=2 * i), ring_again_after=AGAIN) for i in range(300)]
+    assert sum(rung) == 20 + MAX_RINGS_AGAIN * (600 // 32)
+    lasts = [
+        datetime.fromisoformat(json.loads(message)["headers"]["expires"]) - begin
+        for message in broker.lrange("default", 0, -1)
+    ]
+    assert timedelta(seconds=59) < min(lasts) <= max(lasts) < timedelta(seconds=120)
     doorbell.close()
 
 
