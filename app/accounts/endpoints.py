@@ -5,14 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.accounts import secrets
-from app.accounts.auth import JobsWriter
+from app.accounts.auth import AuthenticatedRoute, JobsWriter
 from app.kit import clock
 from app.kit.errors import declare
 from app.parts import PartsDep
 from secateur.problems import at
 from secateur.schemas.secrets import SecretValue
 
-router = APIRouter(prefix="/secrets", tags=["secrets"])
+router = APIRouter(prefix="/secrets", tags=["secrets"], route_class=AuthenticatedRoute)
 
 
 @router.put("/hub_token", status_code=204, responses=declare("bad_request", "body_too_large"))

@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.auth import ArtifactsReader
+from app.accounts.auth import ArtifactsReader, AuthenticatedRoute
 from app.artifacts.models import Artifact as ArtifactRow
 from app.artifacts.ranges import Span, UnsatisfiableError, is_unchanged, wanted_span
 from app.artifacts.store import Store
@@ -23,7 +23,7 @@ from app.parts import PartsDep
 from secateur.problems import ProblemError
 from secateur.schemas.artifacts import Artifact
 
-router = APIRouter(prefix="/artifacts", tags=["artifacts"])
+router = APIRouter(prefix="/artifacts", tags=["artifacts"], route_class=AuthenticatedRoute)
 
 _BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _CONTENT: dict[int | str, dict[str, Any]] = {

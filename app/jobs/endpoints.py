@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.auth import ArtifactsReader, Caller, JobsReader, JobsWriter
+from app.accounts.auth import ArtifactsReader, AuthenticatedRoute, Caller, JobsReader, JobsWriter
 from app.accounts.secrets import HUB_TOKEN, secret_of
 from app.jobs import dispatch, repository, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, first_answer, intent_of, once
@@ -36,7 +36,7 @@ LOOK_SECONDS = 0.25
 
 Queued = tuple[JobRow, OutboxMessage]
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
 _ADMISSION = (
     "bad_request", "body_too_large", "forbidden", "service_unavailable", "validation_error", "idempotency_key_reused",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.accounts.auth import AnyCaller
+from app.accounts.auth import AnyCaller, AuthenticatedRoute
 from secateur.pruning import registry
 from secateur.schemas.methods import Method, MethodList
 
-router = APIRouter(prefix="/methods", tags=["methods"])
+router = APIRouter(prefix="/methods", tags=["methods"], route_class=AuthenticatedRoute)
 
 
 @router.get("")

@@ -6,12 +6,12 @@ import asyncio
 
 from fastapi import APIRouter
 
-from app.accounts.auth import ModelsReader
+from app.accounts.auth import AuthenticatedRoute, ModelsReader
 from app.models import registry
 from app.parts import PartsDep
 from secateur.schemas.models import Model, ModelPage
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=AuthenticatedRoute)
 
 
 @router.get("")

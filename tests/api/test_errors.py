@@ -192,3 +192,33 @@ async def test_a_database_that_is_away_is_a_problem_that_passes(settings: Settin
         response = await client.get("/v1/jobs")
     assert check(response, 503, "service_unavailable")["retryable"] is True
     assert response.headers["retry-after"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content"),
+    [
+        ("POST", "/v1/jobs", "{"),
+        ("POST", "/v1/jobs", '{"kind": "plant"}'),
+        ("POST", "/v1/jobs?colour=red", "[]"),
+        ("GET", "/v1/jobs?limit=0", ""),
+        ("GET", "/v1/jobs?stauts=failed", ""),
+        ("GET", "/v1/jobs/job_x?colour=red", ""),
+        ("GET", "/v1/methods?colour=red", ""),
+        ("GET", "/v1/models?colour=red", ""),
+        ("GET", "/v1/artifacts/art_x?colour=red", ""),
+        ("PUT", "/v1/secrets/hub_token", "{"),
+    ],
+)
+async def test_a_stranger_is_told_nothing_but_that(service: Service, method: str, path: str, content: str) -> None:
+    for headers in ({"Authorization": ""}, {"Authorization": "Bearer sct_unknown"}):
+        given = {"Content-Type": "application/json", **headers}
+        check(await service.client.request(method, path, content=content, headers=given), 401, "unauthorized")
+
+
+async def test_every_route_of_the_api_wants_to_know_who_calls(service: Service) -> None:
+    async with AsyncClient(base_url=service.client.base_url) as stranger:
+        paths = (await stranger.get("/openapi.json")).json()["paths"]
+        asked = [(method, path) for path, item in paths.items() if path.startswith("/v1/") for method in item]
+        assert len(asked) > 12
+        for method, path in asked:
+            assert (await stranger.request(method, path)).status_code == 401, (method, path)
