@@ -55,7 +55,12 @@ class Seconds(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    prune: float | None = None
+    prune: float | None = Field(
+        default=None,
+        description="From the load of the first block to the end of the last one's file, those of earlier attempts whose "
+        "blocks were taken over included. Neither the final files nor an evaluation are in it.",
+    )
+    evaluate: float | None = Field(default=None, description="The pruned model's evaluation.")
     total: float | None = None
 
 
@@ -67,7 +72,11 @@ class Metrics(BaseModel):
     sparsity: float | None = Field(default=None, description="Zeros over the pruned linears, counted in the written file.")
     perplexity: PerplexityPair | None = None
     seconds: Seconds | None = None
-    forward_multiple: float | None = Field(default=None, description="Block forwards over those of one pass of calibration.")
+    forward_multiple: float | None = Field(
+        default=None,
+        description="`seconds.prune` over the seconds that one forward of the calibration's tokens through all blocks would "
+        "take, at the pace of the pruned model's evaluation. Without one it is left out.",
+    )
     peak_memory_bytes: int | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,24 @@ def test_a_weight_that_is_not_finite_is_not_passed_on(llama: Path, tmp_path: Pat
     with pytest.raises(ProblemError, match=r"model\.layers\.2\.mlp\.down_proj") as caught:
         prune(recipe("magnitude"), source, tmp_path)
     assert caught.value.code == "verification_failed"
+
+
+def test_the_seconds_of_pruning_are_neither_those_of_writing_the_model_nor_of_evaluating_it(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the schema says; and the multiple is of those seconds."""
+
+    def slow(*given: Any) -> Any:
+        time.sleep(1)
+        return gather(*given)
+
+    gather = checkpoints.gather
+    monkeypatch.setattr(pipeline, "gather", slow)
+    result = prune(recipe(**PERPLEXITY), llama, tmp_path)
+    seconds = result.metrics["seconds"]
+    assert 0 < sum(block["seconds"] for block in result.report["blocks"]) <= seconds["prune"]
+    assert seconds["prune"] + 1 + seconds["evaluate"] < seconds["total"]
+    assert result.metrics["forward_multiple"] > 0
 
 
 def test_a_full_disk_leaves_nothing_behind(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
