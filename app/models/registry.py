@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ class LocalModels:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._known: dict[str, tuple[_Stamps, LocalModel]] = {}
+        self._turn = threading.Lock()
 
     def list(self) -> list[LocalModel]:
         """By name; each with the reason if it cannot be pruned. Blocks; safe to be called by several threads."""
@@ -38,14 +40,17 @@ class LocalModels:
             return []
         folders = {file.parent for pattern in _MARKS for file in self._root.rglob(pattern)} - {self._root}
         names = sorted(folder.relative_to(self._root).as_posix() for folder in folders)
-        with parsing.one_at_a_time:
+        with self._turn:
             self._known = {name: self._look(name) for name in names if _is_id(name)}
             return [model for _, model in self._known.values()]
 
     def _look(self, name: str) -> tuple[_Stamps, LocalModel]:
         stamps = _stamps_of(self._root / name)
         known = self._known.get(name)
-        return known if known and known[0] == stamps else (stamps, _describe(name, self._root))
+        if known and known[0] == stamps:
+            return known
+        with parsing.one_at_a_time:
+            return stamps, _describe(name, self._root)
 
 
 def _stamps_of(folder: Path) -> _Stamps:
