@@ -173,6 +173,7 @@ class _Walk:
         self._model = StreamedModel(source, family, pruner.dtype, pruner.device)
         self.batches = self._model.batches(tokens)
         self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
+        self._model.release()
 
     def catch_up(self, attempt: Attempt, *, dense: bool) -> None:
         """Go where the first unfinished block begins: from the saved activations on, through blocks as they were written
@@ -190,6 +191,7 @@ class _Walk:
         while not self._pruned(index, propagate=propagate):
             size = max(batch.tokens.numel() for batch in self.batches)
             self.batches = self._model.halved(self.batches)
+            self._model.release()
             self._pruner.begin(index, fallbacks=(*self._pruner.facts.fallbacks, f"out_of_memory:micro_batch={size}"))
 
     def _pruned(self, index: int, *, propagate: bool) -> bool:

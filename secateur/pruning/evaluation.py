@@ -40,6 +40,7 @@ def measure(model: StreamedModel, windows: Tensor, on_block: Callable[[int], Non
     """
     started = time.monotonic()
     batches = model.batches(windows)
+    model.release()
     blocks_began = time.monotonic()
     for index in range(model.count):
         with model.block(index) as block:

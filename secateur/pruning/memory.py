@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import re
 import resource
@@ -13,10 +14,10 @@ from typing import Any
 
 import torch
 
-MOST_TOKENS = 4096  # beyond it nothing gets faster on a CPU, and a GPU is busy with less
+MOST_TOKENS = 2048  # beyond it nothing gets faster on a CPU, and a GPU is busy with less
 _SHARE = 8  # the intermediate results of a micro-batch may take one part in so many of what is free
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-_KEPT_BYTES = 256 << 20
+_KEPT_BYTES = 32 << 20
 
 
 def batch_tokens(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> int:
@@ -54,13 +55,25 @@ def _text(file: Path) -> str:
 
 
 def keep_what_is_freed() -> None:
-    """Let glibc keep freed memory of up to 256 MiB for the next tensor, where it would hand it back to the system.
+    """Let glibc keep freed memory of up to 32 MiB for the next tensor, where it would hand it back to the system.
 
     Every block needs the same tensors again, and the system's zeroed pages cost a fifth of a forward on a CPU.
     """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    if libc := _glibc():
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system: after a step that needed much of another kind, such as tokenising."""
+    gc.collect()
+    if libc := _glibc():
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
 
 
 def peak() -> int:

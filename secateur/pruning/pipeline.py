@@ -24,7 +24,7 @@ from secateur.pruning.explain import explained
 from secateur.pruning.families import Family, block_count, family_of
 from secateur.pruning.gguf import convert
 from secateur.pruning.headers import ModelHeaders, read_model
-from secateur.pruning.memory import keep_what_is_freed, peak
+from secateur.pruning.memory import give_back, keep_what_is_freed, peak
 from secateur.pruning.registry import METHODS
 from secateur.pruning.resume import Attempt
 from secateur.pruning.streaming import StreamedModel, require_fit
@@ -108,6 +108,7 @@ class _Job:
 def _run(job: _Job, earlier: list[Path], started: float) -> RunResult:
     job.narrator.stage("calibrating")
     calibration, evaluation = _token_sets(job)
+    give_back()
     attempt = Attempt(job.output / SCRATCH, _fingerprint(job, calibration))
     attempt.take_over(earlier)
     if attempt.finished:

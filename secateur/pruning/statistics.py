@@ -51,18 +51,18 @@ class Gram:
         self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        tokens = inputs.flatten(0, -2)  # (tokens, in_features)
-        with exact_products_of(tokens.dtype):
-            wide = tokens.float()
-            for start in range(0, len(self._lower), STRIP):
-                end = min(start + STRIP, len(self._lower))
-                self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
+        for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
+            with exact_products_of(tokens.dtype):
+                wide = tokens.float()
+                for start in range(0, len(self._lower), STRIP):
+                    end = min(start + STRIP, len(self._lower))
+                    self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
 
     @property
     def total(self) -> Tensor:
         """The whole matrix, (in_features, in_features)."""
-        lower = self._lower.tril(-1)
-        return lower + lower.T + torch.diag(self.squares)
+        strictly = self._lower.tril(-1)
+        return self._lower.tril().add_(strictly.T)
 
     @property
     def squares(self) -> Tensor:

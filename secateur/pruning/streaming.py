@@ -46,17 +46,34 @@ class StreamedModel:
         self.model = _without_weights(checkpoint.folder, dtype, device)
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.blocks).children())
         self.batch_tokens = batch_tokens(checkpoint.headers.config, dtype, device)
-        self._load_outside_blocks()
+        inside = f"{family.blocks}."
+        self._outside = {name: empty for name, empty in self.model.state_dict().items() if not name.startswith(inside)}
+        self._origins = self._load_outside_blocks(inside)
+        self._held = True
 
-    def _load_outside_blocks(self) -> None:
-        names = [name for name in self.model.state_dict() if not name.startswith(f"{self._family.blocks}.")]
-        weights = {name: self._read(self._checkpoint, name) for name in names if name in self._checkpoint}
+    def _load_outside_blocks(self, inside: str) -> dict[str, str]:
+        """Load embeddings, norm and head; for each, the name of the tensor that it is, which another may be tied to."""
+        weights = {name: self._read(self._checkpoint, name) for name in self._outside if name in self._checkpoint}
         _assign(self.model, weights, strict=False)
         with quiet_transformers():  # a head of its own beside a config that ties is loaded as from_pretrained loads it
-            self.model.tie_weights(missing_keys=set(names) - weights.keys())
-        outside = ((n, p) for n, p in self.model.named_parameters() if not n.startswith(f"{self._family.blocks}."))
+            self.model.tie_weights(missing_keys=self._outside.keys() - weights.keys())
+        outside = ((n, p) for n, p in self.model.named_parameters() if not n.startswith(inside))
         if missing := next((name for name, parameter in outside if parameter.is_meta), None):
             raise ProblemError("model_file_corrupt", f"The tensor '{missing}' is missing, which the model needs.")
+        state, places = self.model.state_dict(), {tensor.data_ptr(): name for name, tensor in weights.items()}
+        return {name: places[state[name].data_ptr()] for name in self._outside}
+
+    def _hold(self) -> None:
+        """Load again what `release` let go."""
+        if not self._held:
+            loaded = {origin: self._read(self._checkpoint, origin) for origin in set(self._origins.values())}
+            _assign(self.model, {name: loaded[origin] for name, origin in self._origins.items()}, strict=False)
+            self._held = True
+
+    def release(self) -> None:
+        """Let go of embeddings and head until they are needed again. Between the first block and the last nothing does."""
+        _assign(self.model, self._outside, strict=False)
+        self._held = False
 
     def _read(self, checkpoint: Checkpoint, name: str) -> Tensor:
         return checkpoint.read(name, self._dtype, self._device)
@@ -97,10 +114,12 @@ class StreamedModel:
     @property
     def head(self) -> nn.Module:
         """The output embedding: (…, hidden) -> (…, vocabulary)."""
+        self._hold()
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
     def _forward_over(self, stand_in: Callable[..., Tensor], tokens: Tensor) -> Tensor:
+        self._hold()
         originals = [block.forward for block in self._blocks]
         for block in self._blocks:
             block.forward = stand_in

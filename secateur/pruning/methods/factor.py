@@ -42,9 +42,10 @@ def inverse_factor(gram: Tensor, damping: float) -> Factor:
     fallbacks: list[str] = [f"dead_inputs:{int(dead.sum())}"] if bool(dead.any()) else []
     attempts = [(torch.float32, damping)] + [(torch.float64, damping * 10**k) for k in range(MAX_DAMPING_RAISES + 1)]
     for attempt, (dtype, amount) in enumerate(attempts):
-        damped = scaled.to(dtype, copy=True)
-        damped.diagonal().add_(amount + dead.to(dtype))
-        inverse = inverse_lower(damped.flip(0, 1))
+        damped = scaled.to(dtype).flip(0, 1)  # a copy
+        damped.diagonal().add_(amount + dead.flip(0).to(dtype))
+        inverse = inverse_lower(damped)
+        del damped
         if inverse is not None:
             if attempt:
                 fallbacks.append(f"cholesky_float64:damping={amount:g}")

@@ -1,0 +1,172 @@
+"""Secateur's engine beside llm-compressor's, on the demo model, in one run: `make bench-engine`.
+
+Every run is a process of its own, the two in turn. Both prune the same 32 x 512 tokens to 50 % in bfloat16 on the CPU,
+with the same environment variables; both results are evaluated by Secateur. After each round the medians are printed and
+written to results/engine.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / ".secateur" / "models" / "smollm2-135m"
+RESULTS = ROOT / "benchmarks" / "results" / "engine.json"
+PEER = ["torch==2.13.0", "llmcompressor==0.14.*"]
+METHODS = ("wanda", "sparsegpt")
+# What secateur.pruning sets for itself; llm-compressor, which does not, is given it too.
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+Run = dict[str, Any]
+
+
+def peer_python(venv: Path) -> Path:
+    """The interpreter of llm-compressor's environment, which is made if it is not there."""
+    python = venv / "bin" / "python"
+    if not python.exists():
+        print(f"Installing {' '.join(PEER)} into {venv.name}")
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER], check=True)
+    return python
+
+
+def answer(command: list[str], scratch: Path) -> Any:
+    """Run a command and read the last line that it prints, which is JSON."""
+    done = subprocess.run(command, cwd=scratch, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_round(number: int, peer: Path, tokens: Path, scratch: Path, runs: dict[str, list[Run]]) -> None:
+    """Each method once by each engine; what they write stays in `scratch`."""
+    for method in METHODS:
+        ours, theirs = (str(scratch / f"{method}-{who}-{number}") for who in ("ours", "theirs"))
+        runs[f"{method} ours"].append(answer([sys.executable, "-m", "benchmarks.ours", str(MODEL), method, ours], scratch))
+        script = str(ROOT / "benchmarks" / "theirs.py")
+        runs[f"{method} theirs"].append(answer([str(peer), script, str(MODEL), method, str(tokens), theirs], scratch))
+
+
+def summary(runs: dict[str, list[Run]], perplexities: dict[str, float]) -> dict[str, Any]:
+    """Medians and spreads; multiples of the dense forward are taken run by run, ratios to the peer round by round."""
+    facts: dict[str, Any] = {}
+    shares = []
+    for method in METHODS:
+        ours, theirs = runs[f"{method} ours"], runs[f"{method} theirs"]
+        dense = [sum(run["dense_forward_seconds"]) / 2 for run in ours]
+        facts |= spread(f"{method}_seconds", [run["seconds"] for run in ours])
+        facts |= spread(f"{method}_llmcompressor_seconds", [run["seconds"] for run in theirs])
+        facts |= spread(f"{method}_dense_forward_seconds", dense)
+        facts |= spread(f"{method}_forwards", [run["seconds"] / one for run, one in zip(ours, dense, strict=True)])
+        facts |= spread(
+            f"{method}_llmcompressor_forwards", [run["seconds"] / one for run, one in zip(theirs, dense, strict=True)]
+        )
+        facts |= spread(
+            f"{method}_speedup_vs_llmcompressor",
+            [other["seconds"] / run["seconds"] for run, other in zip(ours, theirs, strict=True)],
+        )
+        for name, group in ((f"{method}_peak_memory_bytes", ours), (f"{method}_llmcompressor_peak_memory_bytes", theirs)):
+            facts |= spread(name, [run["peak_memory_bytes"] for run in group])
+        share = [a["peak_memory_bytes"] / b["peak_memory_bytes"] for a, b in zip(ours, theirs, strict=True)]
+        facts |= spread(f"{method}_memory_vs_llmcompressor", share)
+        shares.append(median(share))
+    return facts | {"memory_vs_llmcompressor": max(shares)} | perplexities
+
+
+def spread(name: str, values: list[float]) -> dict[str, Any]:
+    return {name: median(values), f"{name}_spread": [min(values), max(values)]}
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to know to compare."""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    amx = any("amx_bf16" in line for line in _lines("/proc/cpuinfo"))
+    return {"cpu": cpu, "cores": os.cpu_count(), "amx_bf16": amx, "system": platform.system(), "load": os.getloadavg()}
+
+
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines() if Path(file).exists() else []
+
+
+def table(facts: dict[str, Any]) -> str:
+    rows = [f"{'':34}{'Secateur':>14}{'llm-compressor':>16}"]
+    for method in METHODS:
+        for label, ours, theirs, scale, unit in (
+            ("seconds of pruning", "seconds", "llmcompressor_seconds", 1, "s"),
+            ("dense forwards", "forwards", "llmcompressor_forwards", 1, "x"),
+            ("peak memory", "peak_memory_bytes", "llmcompressor_peak_memory_bytes", 1e6, "MB"),
+            ("perplexity", "perplexity", "llmcompressor_perplexity", 1, ""),
+        ):
+            mine, other = (facts[f"{method}_{name}"] / scale for name in (ours, theirs))
+            rows.append(f"{method + ': ' + label:34}{mine:11.2f} {unit:2}{other:13.2f} {unit}")
+        rows.append(f"{method + ': as fast as llm-compressor':34}{facts[f'{method}_speedup_vs_llmcompressor']:11.2f} x")
+    return "\n".join(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer", type=Path, default=ROOT / ".venv-llmcompressor", help="environment of llm-compressor")
+    options = parser.parse_args()
+    if not MODEL.is_dir():
+        sys.exit(f"{MODEL} is not there: `make demo` makes it.")
+    peer = peer_python(options.peer)
+    runs: dict[str, list[Run]] = {f"{method} {who}": [] for method in METHODS for who in ("ours", "theirs")}
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        tokens = scratch / "tokens.json"
+        ids = answer([sys.executable, "-m", "benchmarks.protocol", "tokens", str(MODEL)], scratch)
+        tokens.write_text(json.dumps(ids))
+        perplexities: dict[str, float] = {}
+        for number in range(options.rounds):
+            one_round(number, peer, tokens, scratch, runs)
+            if not perplexities:  # the same run gives the same model: the first round's are evaluated
+                names = {
+                    f"{method}_{key}": str(scratch / f"{method}-{who}-0")
+                    for method in METHODS
+                    for key, who in (("perplexity", "ours"), ("llmcompressor_perplexity", "theirs"))
+                } | {"dense_perplexity": str(MODEL)}
+                measured = answer([sys.executable, "-m", "benchmarks.protocol", "perplexity", *names.values()], scratch)
+                perplexities = {name: measured[path] for name, path in names.items()}
+            facts = summary(runs, perplexities)
+            print(f"After round {number + 1} of {options.rounds}, medians:\n{table(facts)}\n", flush=True)
+            write(facts, number + 1, peer)
+
+
+def write(facts: dict[str, Any], rounds: int, peer: Path) -> None:
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=ROOT, text=True).strip()
+    listed = subprocess.check_output([str(peer), "-m", "pip", "list", "--format=json"], text=True)
+    versions = {each["name"]: each["version"] for each in json.loads(listed)}
+    document = facts | {
+        "protocol": {
+            "model": MODEL.name,
+            "tokens": "32 x 512 of wikitext2-sample's calibration articles",
+            "sparsity": 0.5,
+            "dtype": "bfloat16",
+            "rounds": rounds,
+            "figures": "medians of the rounds; spreads are [least, most]",
+            "dense_forward": "decoder blocks only, same tokens and micro-batches, before and after each of our runs",
+            "perplexity": "32 windows of 1024 tokens of wikitext2-sample's evaluation articles, by Secateur",
+            "environment": {"OMP_WAIT_POLICY": ENVIRONMENT["OMP_WAIT_POLICY"]},
+        },
+        "versions": {name: versions.get(name) for name in ("llmcompressor", "torch", "transformers")},
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

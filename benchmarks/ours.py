@@ -1,0 +1,57 @@
+"""One run of Secateur, as the service runs it: `python -m benchmarks.ours MODEL METHOD INTO`. Prints one line of JSON.
+
+Before and after it the same tokens go through the dense blocks, by the same walker in the same micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from torch import no_grad
+
+from benchmarks.protocol import recipe, token_ids
+from secateur.pruning.blocks import best_device
+from secateur.pruning.checkpoint import DTYPES, Checkpoint
+from secateur.pruning.families import family_of
+from secateur.pruning.headers import read_model
+from secateur.pruning.memory import peak
+from secateur.pruning.pipeline import run
+from secateur.pruning.streaming import StreamedModel, forward
+
+
+def dense_seconds(folder: Path) -> float:
+    """Seconds that the calibration tokens take through the decoder blocks, each block's load included; no head."""
+    headers = read_model(folder)
+    with Checkpoint(folder, headers) as source, no_grad():
+        model = StreamedModel(source, family_of(headers), DTYPES["bfloat16"], best_device())
+        batches = model.batches(token_ids(folder))
+        began = time.monotonic()
+        for index in range(model.count):
+            with model.block(index) as block:
+                forward(block, index, batches)
+        return time.monotonic() - began
+
+
+def main(model: str, method: str, into: str) -> None:
+    folder, output = Path(model), Path(into)
+    before = dense_seconds(folder)
+    result = run(recipe(method), source=folder, output=output, cache=output.with_suffix(".cache"), on_event=lambda _: None)
+    most = peak()
+    after = dense_seconds(folder)
+    print(
+        json.dumps(
+            {
+                "seconds": result.metrics["seconds"]["prune"],
+                "peak_memory_bytes": most,
+                "dense_forward_seconds": [before, after],
+                "sparsity": result.metrics["sparsity"],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

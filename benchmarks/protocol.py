@@ -1,0 +1,62 @@
+"""What all runs of the engine's benchmark share: the recipe, the tokens, and the yardstick of quality."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from torch import Tensor, no_grad
+
+from secateur.pruning.blocks import best_device
+from secateur.pruning.calibration import calibration_set, evaluation_set, tokenise
+from secateur.pruning.checkpoint import DTYPES, Checkpoint
+from secateur.pruning.datasets import read_text
+from secateur.pruning.evaluation import measure
+from secateur.pruning.families import family_of
+from secateur.pruning.headers import read_model
+from secateur.pruning.streaming import StreamedModel
+from secateur.recipes import Perplexity, PruneRecipe
+
+SAMPLES, LENGTH = 32, 512
+EVALUATION = Perplexity(sequence_length=1024, max_windows=32)
+
+
+def recipe(method: str, samples: int = SAMPLES, length: int = LENGTH) -> PruneRecipe:
+    """50 % unstructured, bfloat16, on wikitext2-sample's calibration articles."""
+    return PruneRecipe.model_validate(
+        {
+            "kind": "prune",
+            "model": {"source": "local", "id": "smollm2-135m"},
+            "method": {"name": method},
+            "sparsity": {"target": 0.5},
+            "calibration": {"samples": samples, "sequence_length": length},
+        }
+    )
+
+
+def token_ids(folder: Path) -> Tensor:
+    """The calibration set, (samples, length), with the tokenizer in `folder`."""
+    calibration = recipe("wanda").calibration
+    return calibration_set(_tokens(folder, "calibration"), calibration).tokens
+
+
+def perplexity(folder: Path) -> float:
+    """Perplexity on wikitext2-sample's evaluation articles, measured by Secateur, whoever wrote the model."""
+    headers = read_model(folder)
+    with Checkpoint(folder, headers) as source, no_grad():
+        model = StreamedModel(source, family_of(headers), DTYPES["bfloat16"], best_device())
+        return measure(model, evaluation_set(_tokens(folder, "evaluation"), EVALUATION).tokens, lambda _: None).perplexity
+
+
+def _tokens(folder: Path, role: str) -> Tensor:
+    text = read_text("wikitext2-sample", "calibration" if role == "calibration" else "evaluation")
+    return tokenise(folder, text, read_model(folder).tensors["model.embed_tokens.weight"].shape[0])
+
+
+if __name__ == "__main__":
+    wanted, *folders = sys.argv[1:]
+    if wanted == "tokens":
+        print(json.dumps(token_ids(Path(folders[0])).tolist()))
+    else:
+        print(json.dumps({folder: perplexity(Path(folder)) for folder in folders}))
