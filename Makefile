@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast check format openapi constraints clean
+.PHONY: help install demo up test test-fast bench-engine bench-memory check format openapi constraints clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,12 @@ test: install ## Run every test, the demo model's included
 
 test-fast: install ## Run the tests but those of the demo model
 	@$(BIN)/pytest -m 'not real_model'
+
+bench-engine: install ## Time the engine beside llm-compressor on the demo model (`make demo` makes it)
+	@$(BIN)/python -m benchmarks.engine
+
+bench-memory: install ## Show that memory does not grow with depth, on a generated model of 4 GB
+	@$(BIN)/python -m benchmarks.memory
 
 check: install ## Lint, types, directions of import, containers
 	@$(BIN)/ruff check .
