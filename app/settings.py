@@ -7,7 +7,9 @@ With nothing set, all state lives in one folder (`SECATEUR_STATE`, `.secateur` b
 from __future__ import annotations
 
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -62,6 +64,37 @@ class SchedulerSettings(_Group):
     reap_seconds: float = Field(default=5, gt=0, description="Between two rounds of the reaper.")
 
 
+# Seconds before the second try, the third and so on. After the last one a delivery has failed.
+_RETRY_SECONDS = (5.0, 300.0, 1_800.0, 7_200.0, 18_000.0, 36_000.0, 50_400.0)
+
+
+class WebhooksSettings(_Group):
+    round_seconds: float = Field(default=1, gt=0, description="Between two looks for messages that are due.")
+    retry_seconds: tuple[float, ...] = Field(default=_RETRY_SECONDS, description="Pauses before the second try and so on.")
+    timeout_seconds: float = Field(default=15, gt=0, description="A receiver has to answer within this.")
+    disable_after_seconds: float = Field(default=432_000, gt=0, description="Who fails for so long is disabled.")
+    allow_http: bool = Field(default=False, description="Let endpoints be http:// and not only https://.")
+    allow_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description="Networks that are not public and may be called nevertheless, as a JSON list."
+    )
+
+
+class IntegrationsSettings(_Group):
+    default: tuple[dict[str, Any], ...] = Field(
+        default=(), description='The integrations of a job that names none, as JSON: `[{"name": "mlflow"}]`.'
+    )
+    round_seconds: float = Field(default=2, gt=0, description="Between two looks for work that is due.")
+    parallel: int = Field(default=2, ge=1, description="How many are under way at once, each in a process of its own.")
+    retry_seconds: tuple[float, ...] = Field(default=_RETRY_SECONDS, description="Pauses before the second try and so on.")
+    timeout_seconds: float = Field(default=21_600, gt=0, description="One try is ended after this.")
+    lease_seconds: float = Field(default=60, gt=0.5, description="When the work of a lost scheduler is done again.")
+
+
+class MlflowSettings(_Group):
+    url: str | None = Field(default=None, description="The tracking server that models are logged to and may be read from.")
+    timeout_seconds: float = Field(default=20, gt=0, description="For all that is asked of it before a job is accepted.")
+
+
 class Settings(BaseSettings):
     """The whole of it; `Settings()` reads the environment."""
 
@@ -86,6 +119,9 @@ class Settings(BaseSettings):
     models: ModelsSettings = ModelsSettings()
     worker: WorkerSettings = WorkerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    webhooks: WebhooksSettings = WebhooksSettings()
+    integrations: IntegrationsSettings = IntegrationsSettings()
+    mlflow: MlflowSettings = MlflowSettings()
 
     @cached_property
     def state_folder(self) -> Path:

@@ -42,6 +42,11 @@ _ROWS = (
     Kind("job_not_retryable", 409, "Only a failed, cancelled or expired job can be retried"),
     Kind("job_not_finished", 409, "The job has not finished"),
     Kind("worker_lost", 500, "The worker was lost, again and again", retryable=True),
+    # Webhooks and integrations
+    Kind("webhook_endpoint_disabled", 409, "The webhook endpoint is disabled"),
+    Kind("integration_unavailable", 422, "The integration cannot be used here"),
+    Kind("integration_refused", 422, "The other side refused what was asked of it"),
+    Kind("integration_failed", 502, "The other side failed or did not answer", retryable=True),
     # Models
     Kind("model_not_found", 404, "The model was not found"),
     Kind("model_gated", 403, "The model is gated and the hub token does not open it"),

@@ -1,4 +1,5 @@
-"""What must happen again and again, whoever is busy: ring doorbells that were not heard, and reap jobs that were lost.
+"""What must happen again and again, whoever is busy: ring doorbells that were not heard, reap jobs that were lost, tell
+webhook endpoints, and hand finished models on.
 
 A loop and not a Celery schedule: it has to go on while the broker is away. Several may run at once; each row is moved once.
 """
@@ -16,13 +17,15 @@ from app.jobs.dispatch import Doorbell, relay
 from app.jobs.reaper import reap
 from app.kit import clock, logs
 from app.kit.db import Database, moment
+from app.kit.keyring import load_keyring
 from app.settings import Settings
+from app.webhooks.delivery import deliver_due, spread
 
 log = structlog.get_logger()
 
 
 async def run(settings: Settings) -> None:
-    """Run both rounds for ever, each at its own pace, until cancelled."""
+    """Run all rounds for ever, each at its own pace, until cancelled."""
     database = Database(settings.database_url, pool_size=2)
     doorbell = Doorbell(settings.broker.url)
 
@@ -35,8 +38,13 @@ async def run(settings: Settings) -> None:
         async with database.write() as session:
             await reap(session, at=await moment(session), max_barren_attempts=settings.worker.max_barren_attempts)
 
+    async def tell_endpoints() -> None:
+        await spread(database, at=clock.now())
+        await deliver_due(database, load_keyring(settings.keyring_file), settings.webhooks)
+
     try:
         async with asyncio.TaskGroup() as rounds:
+            rounds.create_task(_every(settings.webhooks.round_seconds, tell_endpoints))
             rounds.create_task(_every(settings.scheduler.relay_seconds, relay_outbox))
             rounds.create_task(_every(settings.scheduler.reap_seconds, reap_lost_jobs))
     finally:

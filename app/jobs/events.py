@@ -16,6 +16,7 @@ from app.jobs.models import Event, Job
 from app.jobs.states import TERMINAL, Status, sources_of
 from app.kit.db import storable
 from app.kit.ids import new_id
+from app.webhooks import messages
 from secateur.schemas.events import EventType, Level
 
 MAX_MESSAGE = 4_000
@@ -74,3 +75,9 @@ def move(session: AsyncSession, job: Job, status: Status, message: str, *, at: d
     if status in TERMINAL or status is Status.QUEUED:
         job.worker = job.lease_expires_at = None
     write(session, job, "status", message, at=at, level=level, data={"status": status, "attempt": job.attempt})
+    tell(session, job, at=at)
+
+
+def tell(session: AsyncSession, job: Job, *, at: datetime) -> None:
+    """Have the tenant's webhook endpoints told which state the job is in now."""
+    messages.write(session, job.tenant_id, f"job.{job.status}", {"object": "job", "id": job.id}, at=at)

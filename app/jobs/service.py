@@ -39,6 +39,7 @@ async def create(
     session.add(job)
     await session.flush()
     events.write(session, job, "status", "the job is queued", at=at, data={"status": Status.QUEUED, "attempt": 0})
+    events.tell(session, job, at=at)
     return job, announce(session, job, at=at)
 
 
