@@ -13,7 +13,7 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY secateur ./secateur
 
 FROM base AS api
-RUN pip install -c constraints.txt ".[server,s3]"
+RUN pip install -c constraints.txt ".[server,s3,mlflow]"
 COPY alembic.ini ./
 COPY migrations ./migrations
 COPY app ./app

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast bench-engine bench-memory check format openapi constraints clean
+.PHONY: help install mlflow demo up test test-fast bench-engine bench-memory check format openapi constraints clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,13 +14,18 @@ help: ## List the commands
 install: ## Make the virtual environment, or bring it up to date
 	@$(PYTHON) scripts/environment.py $(VENV)
 
+# MLflow's server pins older packages than ours, so it stands apart.
+mlflow: install ## Install the MLflow server that tests speak to
+	@test -x $(VENV)/mlflow/bin/mlflow || \
+	  { $(PYTHON) -m venv $(VENV)/mlflow && $(VENV)/mlflow/bin/pip install -q --disable-pip-version-check mlflow==3.17.2; }
+
 demo: install ## Prune a real model through the real service, three ways
 	@$(BIN)/python scripts/demo.py
 
 up: install ## Run the service on this machine until Ctrl-C
 	@$(BIN)/secateur up
 
-test: install ## Run every test, the demo model's included
+test: install mlflow ## Run every test, the demo model's included
 	@$(BIN)/pytest
 
 test-fast: install ## Run the tests but those of the demo model

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from app import health
 from app.accounts import endpoints as accounts
 from app.artifacts import endpoints as artifacts
+from app.integrations import endpoints as integrations
 from app.jobs import endpoints as jobs
 from app.jobs import methods
 from app.kit import errors, logs
@@ -55,13 +56,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(RequestContext)
     app.include_router(_version_1())
     app.include_router(health.router)
+    app.webhooks.include_router(webhooks.outgoing)
     return app
 
 
 def _version_1() -> APIRouter:
     common = errors.declare("unauthorized", "forbidden", "validation_error", "internal_error", "service_unavailable")
     v1 = APIRouter(prefix="/v1", responses=common, dependencies=[Depends(refuse_unknown_parameters)])
-    for area in (jobs, artifacts, methods, models, webhooks, accounts):
+    for area in (jobs, artifacts, methods, models, integrations, webhooks, accounts):
         v1.include_router(area.router)
     return v1
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-EXTRAS = "worker,s3"
+EXTRAS = "worker,s3,mlflow"
 
 
 def main(folder: Path) -> None:

@@ -21,10 +21,11 @@ from secateur.schemas.jobs import TERMINAL, Job
 from secateur.schemas.methods import Method, MethodList
 from secateur.schemas.models import Model, ModelPage
 from secateur.schemas.pages import Page
+from secateur.schemas.webhooks import WebhookDelivery, WebhookDeliveryPage, WebhookEndpoint, WebhookEndpointPage
 
 WAIT_SECONDS = 20.0
 _SHORTEST_ROUND = 0.5
-_HUB_TOKEN = "/v1/secrets/hub_token"  # noqa: S105 (an address)
+_WEBHOOKS = "/v1/webhook-endpoints"
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -104,6 +105,11 @@ def wait_for_job(job_id: str, *, timeout: float = math.inf) -> Call[Job]:
     return job
 
 
+def retry_integrations(job_id: str) -> Call[Job]:
+    """Have the job's integrations that failed, or wait for their next try, tried again now."""
+    return (yield from receive(Request("POST", f"{_of_job(job_id)}/integrations/retry"), Job))
+
+
 def report_of_job(job_id: str) -> Call[dict[str, Any]]:
     """Facts per block and per linear: sparsity, error, fallbacks, seconds."""
     return (yield from receive(Request("GET", f"{_of_job(job_id)}/report"), RootModel[dict[str, Any]])).root
@@ -125,13 +131,52 @@ def list_models() -> Stream[Model]:
 
 
 def set_hub_token(token: str) -> Call[None]:
-    """Have the service ask the hub with this token for gated and private models. It is kept encrypted and never shown."""
-    yield from send(Request("PUT", _HUB_TOKEN, json={"value": token}))
+    """Have the service ask the hub with this token, to read and to push. It is kept encrypted and never shown."""
+    yield from set_secret("hub_token", token)
 
 
 def forget_hub_token() -> Call[None]:
     """Have the service ask the hub without a token again."""
-    yield from send(Request("DELETE", _HUB_TOKEN))
+    yield from forget_secret("hub_token")
+
+
+def set_secret(name: str, value: str) -> Call[None]:
+    """Store a secret, such as `mlflow_token`. It is kept encrypted and never shown."""
+    yield from send(Request("PUT", f"/v1/secrets/{quote(name, safe='')}", json={"value": value}))
+
+
+def forget_secret(name: str) -> Call[None]:
+    """Delete a stored secret."""
+    yield from send(Request("DELETE", f"/v1/secrets/{quote(name, safe='')}"))
+
+
+def create_webhook(
+    url: str, *, types: Collection[str] = (), description: str = "", idempotency_key: str | None = None
+) -> Call[WebhookEndpoint]:
+    """Have an address told what happens to jobs. The answer's `secret` is shown this once."""
+    body = {"url": url, "types": list(types), "description": description}
+    request = Request("POST", _WEBHOOKS, json=body, headers=_idempotent(idempotency_key))
+    return (yield from receive(request, WebhookEndpoint))
+
+
+def list_webhooks() -> Stream[WebhookEndpoint]:
+    """The addresses that are told, newest first."""
+    yield from _pages(_WEBHOOKS, [], WebhookEndpointPage)
+
+
+def delete_webhook(endpoint_id: str) -> Call[None]:
+    """Tell an address nothing any more."""
+    yield from send(Request("DELETE", _of_webhook(endpoint_id)))
+
+
+def ping_webhook(endpoint_id: str) -> Call[WebhookDelivery]:
+    """Send a message to try an address out."""
+    return (yield from receive(Request("POST", f"{_of_webhook(endpoint_id)}/ping"), WebhookDelivery))
+
+
+def deliveries_to_webhook(endpoint_id: str) -> Stream[WebhookDelivery]:
+    """What an address was told and how that went, newest first."""
+    yield from _pages(f"{_of_webhook(endpoint_id)}/deliveries", [], WebhookDeliveryPage)
 
 
 def _pages(path: str, parameters: list[tuple[str, str]], shape: type[Page[Item]]) -> Stream[Item]:
@@ -150,6 +195,10 @@ def _after_a_change(job_id: str, seconds: float) -> Call[Job]:
     if (spent := time.monotonic() - began) < min(seconds, _SHORTEST_ROUND):
         yield Pause(min(seconds, _SHORTEST_ROUND) - spent)  # a job that changes without end, or a server that does not wait
     return job
+
+
+def _of_webhook(endpoint_id: str) -> str:
+    return f"{_WEBHOOKS}/{quote(endpoint_id, safe='')}"
 
 
 def _of_job(job_id: str) -> str:

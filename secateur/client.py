@@ -190,6 +190,7 @@ class Jobs(_Blocking):
     list = _blocking_loop(_calls.list_jobs)
     cancel = _blocking(_calls.cancel_job)
     retry = _blocking(_calls.retry_job)
+    retry_integrations = _blocking(_calls.retry_integrations)
     events = _blocking_loop(_calls.events_of_job)
     watch = _blocking_loop(_calls.watch_job)
     wait = _blocking(_calls.wait_for_job)
@@ -206,12 +207,33 @@ class AsyncJobs(_Async):
     list = _async_loop(_calls.list_jobs)
     cancel = _async(_calls.cancel_job)
     retry = _async(_calls.retry_job)
+    retry_integrations = _async(_calls.retry_integrations)
     events = _async_loop(_calls.events_of_job)
     watch = _async_loop(_calls.watch_job)
     wait = _async(_calls.wait_for_job)
     report = _async(_calls.report_of_job)
     artifacts = _async(_calls.artifacts_of_job)
     download = _async(download)
+
+
+class Webhooks(_Blocking):
+    """Addresses that are told what happens to jobs."""
+
+    create = _blocking(_calls.create_webhook)
+    list = _blocking_loop(_calls.list_webhooks)
+    delete = _blocking(_calls.delete_webhook)
+    ping = _blocking(_calls.ping_webhook)
+    deliveries = _blocking_loop(_calls.deliveries_to_webhook)
+
+
+class AsyncWebhooks(_Async):
+    """Addresses that are told what happens to jobs."""
+
+    create = _async(_calls.create_webhook)
+    list = _async_loop(_calls.list_webhooks)
+    delete = _async(_calls.delete_webhook)
+    ping = _async(_calls.ping_webhook)
+    deliveries = _async_loop(_calls.deliveries_to_webhook)
 
 
 class Client(_Blocking):
@@ -221,11 +243,14 @@ class Client(_Blocking):
     models = _blocking_loop(_calls.list_models)
     set_hub_token = _blocking(_calls.set_hub_token)
     forget_hub_token = _blocking(_calls.forget_hub_token)
+    set_secret = _blocking(_calls.set_secret)
+    forget_secret = _blocking(_calls.forget_secret)
 
     def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
         super().__init__(_Driver(find(base_url, api_key), timeout))
         self.jobs = Jobs(self._driver)
+        self.webhooks = Webhooks(self._driver)
 
     def close(self) -> None:
         self._driver.http.close()
@@ -244,11 +269,14 @@ class AsyncClient(_Async):
     models = _async_loop(_calls.list_models)
     set_hub_token = _async(_calls.set_hub_token)
     forget_hub_token = _async(_calls.forget_hub_token)
+    set_secret = _async(_calls.set_secret)
+    forget_secret = _async(_calls.forget_secret)
 
     def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
         super().__init__(_AsyncDriver(find(base_url, api_key), timeout))
         self.jobs = AsyncJobs(self._driver)
+        self.webhooks = AsyncWebhooks(self._driver)
 
     async def close(self) -> None:
         await self._driver.http.aclose()

@@ -52,6 +52,8 @@ _ROWS = (
     Kind("model_gated", 403, "The model is gated and the hub token does not open it"),
     Kind("hub_token_refused", 403, "The hub refused the token"),
     Kind("hub_unavailable", 503, "The hub does not answer", retryable=True),
+    Kind("mlflow_token_refused", 403, "The MLflow server refused the token"),
+    Kind("mlflow_unavailable", 503, "The MLflow server does not answer", retryable=True),
     Kind("model_not_safetensors", 422, "The model has no safetensors files"),
     Kind("model_file_corrupt", 422, "A model file is broken"),
     Kind("model_config_invalid", 422, "The model's config.json is not valid"),

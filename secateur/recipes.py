@@ -7,7 +7,7 @@ OpenAPI publishes it. Unknown fields are refused everywhere, so a misspelt param
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,21 +21,29 @@ class _Part(BaseModel):
 RepositoryName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]([.\-]?[A-Za-z0-9_])*$", max_length=96)]
 
 
-class Model(_Part):
-    """The model to prune: a folder under the models root (`local`) or a repository of the hub (`hub`)."""
+_MODEL_ID = r"^([A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)*|models:/[A-Za-z0-9][\w.\-]*(/[1-9][0-9]*|@[A-Za-z][\w\-]*))$"
 
-    source: Literal["local", "hub"]
-    id: Annotated[
-        str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)*$")
-    ] = Field(description="A folder below the models root, or `owner/name` on the hub.", examples=["smollm2-135m"])
+
+class Model(_Part):
+    """The model to prune: a folder under the models root (`local`), a repository of the hub (`hub`), or a version in the
+    registry of the installation's MLflow server (`mlflow`)."""
+
+    source: Literal["local", "hub", "mlflow"]
+    id: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_MODEL_ID)] = Field(
+        description="A folder below the models root, `owner/name`, or `models:/name/version` or `models:/name@alias`.",
+        examples=["smollm2-135m"],
+    )
     revision: Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w.\-/]+$")] | None = Field(
-        default=None, description="Hub only: a branch, tag or commit. Resolved to a commit when the job is accepted."
+        default=None,
+        description="Hub: a branch, tag or commit, resolved to a commit when the job is accepted. MLflow: filled in.",
     )
 
     @model_validator(mode="after")
     def _fits_its_source(self) -> Self:
         if self.source == "local" and self.revision is not None:
             raise PydanticCustomError("model_revision", "a local model has no revision; leave it out")
+        if (self.source == "mlflow") != self.id.startswith("models:/"):
+            raise PydanticCustomError("model_id", "a model of mlflow, and no other, is 'models:/name/version'")
         return self
 
 
@@ -190,6 +198,21 @@ class Output(_Part):
     formats: Annotated[list[Literal["safetensors"]], Field(min_length=1, max_length=1)] = ["safetensors"]
 
 
+class Integration(_Part):
+    """Where the output is taken after success; its options stand beside `name`, as `GET /v1/integrations` says."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[a-z][a-z0-9_]*$")] = Field(
+        examples=["mlflow", "hub_push"]
+    )
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What stands beside the name."""
+        return dict(self.model_extra or {})
+
+
 # Neither NUL nor half a surrogate pair: not every database can keep them.
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
@@ -213,6 +236,9 @@ class PruneRecipe(_Part):
     evaluation: Evaluation = Evaluation()
     output: Output = Output()
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+    integrations: Annotated[list[Integration], Field(max_length=8)] | None = Field(
+        default=None, description="Where to take the output. By default where the operator says; an empty list is nowhere."
+    )
 
     @property
     def name(self) -> str:
@@ -225,5 +251,7 @@ def default_name(recipe: PruneRecipe) -> str:
     group = recipe.sparsity.group
     amount = f"{group[0]}-{group[1]}" if group else f"{100 * recipe.sparsity.target:.4g}".replace(".", "_")
     tail = f"-{recipe.method.name}-{amount}"
-    base = re.sub(r"[.\-]{2,}", "-", recipe.model.id.rsplit("/", 1)[-1])
+    # `models:/smollm2/3` is called by its name, and so is `models:/smollm2@champion`.
+    last = re.sub(r"^models:/([^/@]+).*", r"\1", recipe.model.id).rsplit("/", 1)[-1]
+    base = re.sub(r"[.\-]{2,}", "-", last)
     return base[: 96 - len(tail)].rstrip("-.") + tail

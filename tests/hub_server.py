@@ -1,4 +1,4 @@
-"""A small real hub on loopback: the read protocol of a Hugging Face hub, as `huggingface_hub` speaks it.
+"""A small real hub on loopback: the protocol of a Hugging Face hub, to read and to write, as `huggingface_hub` speaks it.
 
 It keeps a list of what it was asked, with which token, and how many bytes it answered: a test can say what was fetched.
 Large files are answered as the real hub does: by a redirect to another host, which must never be shown the token.
@@ -7,6 +7,7 @@ Large files are answered as the real hub does: by a redirect to another host, wh
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import threading
@@ -74,6 +75,8 @@ class HubServer:
     repositories: dict[str, Repository] = field(default_factory=dict)
     tokens: set[str] = field(default_factory=set)
     """Tokens that the hub knows; any other is refused."""
+    writers: set[str] = field(default_factory=set)
+    """Those of them that may write, to every repository."""
     failing: int | None = None
     """Answer everything with this status."""
     delay: float = 0
@@ -156,12 +159,98 @@ def _app(hub: HubServer) -> FastAPI:
     async def content(request: Request, owner: str, name: str, path: str) -> Response:
         return _content(request, hub.repositories[f"{owner}/{name}"], path)
 
+    Writing(hub).mount(app)
     return app
+
+
+class Writing:
+    """What a push needs: make a repository, ask how files are to come, take large ones, commit. Without Xet."""
+
+    def __init__(self, hub: HubServer) -> None:
+        self.hub = hub
+        self.uploaded: dict[str, bytes] = {}
+
+    def mount(self, app: FastAPI) -> None:
+        model = "/api/models/{owner}/{name}"
+        app.post("/api/repos/create")(self.create)
+        app.post("/api/validate-yaml")(self.validate)
+        app.post(f"{model}/preupload/{{revision}}")(self.preupload)
+        app.post("/{owner}/{name}.git/info/lfs/objects/batch")(self.batch)
+        app.put("/lfs/{oid}")(self.take)
+        app.post(f"{model}/commit/{{revision}}")(self.commit)
+
+    def _refused(self, request: Request, name: str | None = None) -> Response | None:
+        token = _token_of(request)
+        if token not in self.hub.tokens:
+            return _refusal(401, None, "Invalid credentials in Authorization header")
+        if token not in self.hub.writers:
+            return _refusal(403, None, "You do not have the required permissions")
+        return _refusal(404, "RepoNotFound", "Repository not found") if name and name not in self.hub.repositories else None
+
+    async def create(self, request: Request) -> Response:
+        wanted = await request.json()
+        name = f"{wanted['organization']}/{wanted['name']}"
+        if (refusal := self._refused(request)) is not None:
+            return refusal
+        made = name not in self.hub.repositories
+        if made:
+            private = wanted.get("visibility") == "private"
+            self.hub.repositories[name] = Repository({}, private=private, readers=frozenset({_token_of(request)}))
+        return _json({"url": f"{self.hub.url}/{name}", "name": name}, 200 if made else 409)
+
+    async def validate(self, request: Request) -> Response:
+        content = (await request.json())["content"]
+        whole = content.startswith("---\n") and "\n---\n" in content
+        errors = [] if whole else [{"message": "there is no metadata"}]
+        return _json({"errors": errors, "warnings": []}, 200 if whole else 400)
+
+    async def preupload(self, request: Request, owner: str, name: str) -> Response:
+        if (refusal := self._refused(request, f"{owner}/{name}")) is not None:
+            return refusal
+        there, wanted = self.hub.repositories[f"{owner}/{name}"].files, (await request.json())["files"]
+        return _json({"files": [_way_of(file["path"], there.get(file["path"])) for file in wanted]})
+
+    async def batch(self, request: Request, owner: str, name: str) -> Response:
+        if (refusal := self._refused(request, f"{owner}/{name}")) is not None:
+            return refusal
+        objects = [
+            {**one, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{one['oid']}", "header": {}}}}
+            for one in (await request.json())["objects"]
+        ]
+        return _json({"transfer": "basic", "objects": objects})
+
+    async def take(self, request: Request, oid: str) -> Response:
+        self.uploaded[oid] = await request.body()
+        return Response(status_code=200 if hashlib.sha256(self.uploaded[oid]).hexdigest() == oid else 400)
+
+    async def commit(self, request: Request, owner: str, name: str) -> Response:
+        if (refusal := self._refused(request, f"{owner}/{name}")) is not None:
+            return refusal
+        repository = self.hub.repositories[f"{owner}/{name}"]
+        for operation in map(json.loads, (await request.body()).splitlines()):
+            value = operation["value"]
+            if operation["key"] == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                repository.files[value["path"]] = self.uploaded[value["oid"]]
+        oid = repository.commit
+        return _json({"success": True, "commitUrl": f"{self.hub.url}/{owner}/{name}/commit/{oid}", "commitOid": oid})
+
+
+def _way_of(path: str, there: bytes | None) -> dict[str, Any]:
+    """How a file is to come, and the id of what is there already."""
+    large = path.endswith(LARGE)
+    oid = None if there is None else hashlib.sha256(there).hexdigest() if large else _git_oid(there)
+    return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+
+
+def _token_of(request: Request) -> str:
+    return (request.headers.get("authorization") or "").removeprefix("Bearer ")
 
 
 def _find(hub: HubServer, request: Request, name: str, revision: str, *, content: bool = False) -> Repository | Response:
     """The repository, or the refusal that the real hub would give. Of a gated one everybody may see what it holds."""
-    token = (request.headers.get("authorization") or "").removeprefix("Bearer ")
+    token = _token_of(request)
     if token and token not in hub.tokens:
         return _refusal(401, None, "Invalid credentials in Authorization header")
     repository = hub.repositories.get(name)
@@ -238,5 +327,5 @@ def _content(request: Request, repository: Repository, path: str) -> Response:
     return Response(content[first:end], status_code=206, headers=described, media_type="application/octet-stream")
 
 
-def _json(document: Any) -> Response:
-    return Response(json.dumps(document), media_type="application/json")
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(json.dumps(document), status_code=status, media_type="application/json")

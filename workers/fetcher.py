@@ -1,4 +1,4 @@
-"""The child that fetches: it has the network and the tenant's hub token, and opens no model file."""
+"""The child that fetches: it has the network and the tenant's tokens, and opens no model file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from app.accounts.secrets import SecretName
 from app.models.fetch import fetch_model
 from app.settings import Settings
 from secateur.pruning.datasets import fetch_texts
@@ -18,8 +19,10 @@ def fetch(order: Mapping[str, Any], _send: Send) -> Mapping[str, Any]:
     """Bring the model of the order's `recipe`, and the texts into the folder `texts`; where the model is."""
     settings = Settings()
     recipe = PruneRecipe.model_validate(order["recipe"])
-    source = fetch_model(recipe.model, tenant_id=order["tenant_id"], token=order["token"], settings=settings)
-    fetch_texts(recipe, into=Path(order["texts"]), token=order["token"], endpoint=settings.hub.endpoint)
+    source = fetch_model(recipe.model, tenant_id=order["tenant_id"], tokens=order["tokens"], settings=settings)
+    fetch_texts(
+        recipe, into=Path(order["texts"]), token=order["tokens"].get(SecretName.HUB_TOKEN), endpoint=settings.hub.endpoint
+    )
     return {"source": str(source)}
 
 

@@ -20,13 +20,14 @@ from app.kit.db import Database, moment
 from app.kit.keyring import load_keyring
 from app.settings import Settings
 from app.webhooks.delivery import deliver_due, spread
+from workers import integrations
 
 log = structlog.get_logger()
 
 
 async def run(settings: Settings) -> None:
     """Run all rounds for ever, each at its own pace, until cancelled."""
-    database = Database(settings.database_url, pool_size=2)
+    database = Database(settings.database_url, pool_size=5)
     doorbell = Doorbell(settings.broker.url)
 
     async def relay_outbox() -> None:
@@ -42,9 +43,14 @@ async def run(settings: Settings) -> None:
         await spread(database, at=clock.now())
         await deliver_due(database, load_keyring(settings.keyring_file), settings.webhooks)
 
+    async def hand_models_on() -> None:
+        await integrations.deliver_due(database, settings)
+
     try:
         async with asyncio.TaskGroup() as rounds:
             rounds.create_task(_every(settings.webhooks.round_seconds, tell_endpoints))
+            for _ in range(settings.integrations.parallel):
+                rounds.create_task(_every(settings.integrations.round_seconds, hand_models_on))
             rounds.create_task(_every(settings.scheduler.relay_seconds, relay_outbox))
             rounds.create_task(_every(settings.scheduler.reap_seconds, reap_lost_jobs))
     finally:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy.exc import DBAPIError
 
-from app.accounts.secrets import HUB_TOKEN, secret_of
+from app.accounts.secrets import SecretName, secret_of
 from app.artifacts.store import Store, open_store
 from app.jobs import claims
 from app.jobs.models import Job
@@ -181,14 +181,15 @@ class Attempt:
     async def _credentials(self) -> dict[str, Any]:
         keyring = load_keyring(self._settings.keyring_file)
         async with self._database.read() as session:
-            token = await secret_of(session, self._job.tenant_id, HUB_TOKEN, keyring=keyring)
-        return {"tenant_id": self._job.tenant_id, "token": token}
+            tokens = {name: await secret_of(session, self._job.tenant_id, name, keyring=keyring) for name in SecretName}
+        return {"tenant_id": self._job.tenant_id, "tokens": tokens}
 
     def _fetcher_environment(self) -> dict[str, str]:
         reached = (
             "SECATEUR_STATE",
             "SECATEUR_MODELS_",
             "SECATEUR_HUB_",
+            "SECATEUR_MLFLOW_",
             "HTTP_PROXY",
             "HTTPS_PROXY",
             "NO_PROXY",

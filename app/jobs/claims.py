@@ -15,6 +15,7 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.artifacts.models import Artifact
+from app.integrations import repository as integrations
 from app.jobs import events, repository
 from app.jobs.events import LogLine
 from app.jobs.models import Job, OutboxMessage
@@ -111,6 +112,7 @@ async def succeed(
     job.metrics, job.report = dict(metrics), dict(report)
     made = {"tenant_id": job.tenant_id, "job_id": job.id, "created_at": at}
     session.add_all(Artifact(id=new_id("art"), **asdict(artifact), **made) for artifact in artifacts)
+    await integrations.start(session, job.id, at=at)
     events.move(session, job, Status.SUCCEEDED, "the job has succeeded", at=at)
     return True
 

@@ -12,7 +12,9 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Respons
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.auth import ArtifactsReader, AuthenticatedRoute, Caller, JobsReader, JobsWriter
-from app.accounts.secrets import HUB_TOKEN, secret_of
+from app.accounts.secrets import SecretName, secret_of
+from app.integrations import registry
+from app.integrations import repository as integrations
 from app.jobs import dispatch, repository, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, first_answer, intent_of, once
 from app.jobs.models import Job as JobRow
@@ -40,9 +42,11 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute
 
 _ADMISSION = (
     "bad_request", "body_too_large", "forbidden", "service_unavailable", "validation_error", "idempotency_key_reused",
-    "model_not_found", "model_gated", "hub_token_refused", "hub_unavailable", "model_not_safetensors", "model_file_corrupt",
+    "model_not_found", "model_gated", "hub_token_refused", "hub_unavailable", "mlflow_token_refused", "mlflow_unavailable",
+     "model_not_safetensors", "model_file_corrupt",
     "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
-    "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short", "dataset_unavailable",
+    "integration_unavailable", "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short",
+    "dataset_unavailable",
 )  # fmt: skip
 
 
@@ -104,10 +108,11 @@ async def retry_job(
 
 
 async def _admit(parts: Parts, caller: Caller, recipe: PruneRecipe) -> PruneRecipe:
-    """The recipe with its model resolved, if the caller may read the model and it fits. No session is held meanwhile."""
+    """The recipe with its model resolved and its integrations settled, if the caller may read the model and it fits. No session is held meanwhile."""
     async with parts.database.read() as session:
-        hub_token = await secret_of(session, caller.tenant.id, HUB_TOKEN, keyring=parts.keyring)
-    return await sources.admit(recipe, tenant=caller.tenant, hub_token=hub_token, settings=parts.settings)
+        tokens = {name: await secret_of(session, caller.tenant.id, name, keyring=parts.keyring) for name in SecretName}
+    settled = registry.settle(recipe, parts.settings)
+    return await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings)
 
 
 async def _queue(
@@ -119,7 +124,8 @@ async def _queue(
     async def work(session: AsyncSession) -> Answer:
         job, bell = await create(session)
         bells.append(bell.id)
-        return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, show(job).model_dump(mode="json"))
+        shown = await _shown(session, job)
+        return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, shown.model_dump(mode="json"))
 
     answer = await once(parts.database, intent, work, at=clock.now())
     again = timedelta(seconds=parts.settings.scheduler.ring_again_seconds)
@@ -132,6 +138,15 @@ async def cancel_job(job_id: str, parts: PartsDep, caller: JobsWriter) -> Job:
     """Cancel a job: a queued one at once, a running one within seconds. Cancelling twice is no error."""
     async with parts.database.write() as session:
         job = await service.cancel(session, caller.tenant.id, job_id, at=clock.now())
+        return await _shown(session, job)
+
+
+@router.post("/{job_id}/integrations/retry", responses=declare("not_found"))
+async def retry_integrations(job_id: str, parts: PartsDep, caller: JobsWriter) -> Job:
+    """Try the integrations that have failed, or wait for their next try, again now."""
+    async with parts.database.write() as session:
+        job = await _found(session, caller.tenant.id, job_id)
+        await integrations.retry(session, job_id, at=clock.now())
         return await _shown(session, job)
 
 
@@ -148,8 +163,9 @@ async def list_jobs(
     async with parts.database.read() as session:
         found = await repository.page(session, caller.tenant.id, wanted, before=before, limit=limit + 1)
         rows, next_cursor = cut(found, limit, parts.keyring)
-        files = await repository.artifacts_of(session, [row.id for row in rows])
-    data = [show(row, files[row.id]) for row in rows]
+        ids = [row.id for row in rows]
+        files, taken = await repository.artifacts_of(session, ids), await integrations.of_jobs(session, ids)
+    data = [show(row, files[row.id], taken[row.id]) for row in rows]
     return JobPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
@@ -229,4 +245,5 @@ async def _found(session: AsyncSession, tenant_id: str, job_id: str) -> JobRow:
 
 
 async def _shown(session: AsyncSession, job: JobRow) -> Job:
-    return show(job, (await repository.artifacts_of(session, [job.id]))[job.id])
+    files, taken = await repository.artifacts_of(session, [job.id]), await integrations.of_jobs(session, [job.id])
+    return show(job, files[job.id], taken[job.id])

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Tenant
+from app.integrations import repository as integrations
 from app.jobs import events, repository
 from app.jobs.claims import announce
 from app.jobs.models import Job, OutboxMessage
@@ -40,6 +41,7 @@ async def create(
     await session.flush()
     events.write(session, job, "status", "the job is queued", at=at, data={"status": Status.QUEUED, "attempt": 0})
     events.tell(session, job, at=at)
+    integrations.add(session, job.id, recipe.integrations or [])
     return job, announce(session, job, at=at)
 
 

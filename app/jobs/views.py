@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.artifacts.models import Artifact
+from app.integrations.models import JobIntegration
 from app.jobs.models import Job
+from app.jobs.states import TERMINAL
 from secateur.schemas import jobs as schemas
 from secateur.schemas.artifacts import Artifact as ArtifactSchema
 
 
-def show(job: Job, artifacts: Iterable[Artifact] = ()) -> schemas.Job:
-    """The job and its files."""
+def show(job: Job, artifacts: Iterable[Artifact] = (), integrations: Iterable[JobIntegration] = ()) -> schemas.Job:
+    """The job, its files, and where they were taken."""
     return schemas.Job.model_validate({
         "id": job.id,
         "kind": job.kind,
@@ -22,6 +24,7 @@ def show(job: Job, artifacts: Iterable[Artifact] = ()) -> schemas.Job:
         "recipe": job.recipe,
         "metrics": job.metrics,
         "artifacts": [ArtifactSchema.model_validate(artifact) for artifact in artifacts],
+        "integrations": [_integration(job, one) for one in integrations],
         "repository": job.repository,
         "retry_of": job.retry_of,
         "error": job.error,
@@ -30,4 +33,17 @@ def show(job: Job, artifacts: Iterable[Artifact] = ()) -> schemas.Job:
         "started_at": job.started_at,
         "cancelling_at": job.cancelling_at,
         "finished_at": job.finished_at,
+    })  # fmt: skip
+
+
+def _integration(job: Job, row: JobIntegration) -> schemas.JobIntegration:
+    """One that still waits for the success of a job that has ended is skipped."""
+    skipped = row.status == "waiting" and job.status in TERMINAL
+    return schemas.JobIntegration.model_validate({
+        "name": row.name,
+        "status": "skipped" if skipped else row.status,
+        "attempts": row.attempts,
+        "next_try_at": row.due_at if row.status == "pending" else None,
+        "url": row.url,
+        "error": row.error,
     })  # fmt: skip

@@ -6,27 +6,31 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
+from app.accounts.secrets import SecretName
 from app.models import hub, local
-from app.models.hub import Hub, HubFile, Snapshot, hub_problems
+from app.models.hub import Hub, HubFile, Snapshot, hub_problems, room_problems
+from app.models.mlflow import Mlflow
 from app.settings import Settings
 from secateur.problems import at
 from secateur.recipes import Model
 
 _CHUNK_BYTES = 1 << 20
 
+Tokens = Mapping[SecretName, str | None]
 
-def fetch_model(model: Model, *, tenant_id: str, token: str | None, settings: Settings) -> Path:
-    """The folder of a model that was admitted: a local one as it is, a hub one whole and checked in the tenant's cache.
+
+def fetch_model(model: Model, *, tenant_id: str, tokens: Tokens, settings: Settings) -> Path:
+    """The folder of a model that was admitted: a local one as it is, another whole and checked in the tenant's cache.
 
     Of a hub model exactly the commit is fetched, and of it only weights, config and tokenizer. The folder appears when it is
-    complete; two processes that fetch the same share the work. Raises the problems of `app.models.hub`,
-    `model_file_corrupt` if a file is not what the hub says it is, and `disk_full`.
+    complete; two processes that fetch the same share the work. Raises the problems of `app.models.hub` and
+    `app.models.mlflow`, `model_file_corrupt` if a file is not what its source says it is, and `disk_full`.
     """
     if model.source == "local":
         return local.folder_of(model.id, settings.models_root)
@@ -34,7 +38,10 @@ def fetch_model(model: Model, *, tenant_id: str, token: str | None, settings: Se
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
-            _fetch(model, token, settings, folder)
+            if model.source == "mlflow":
+                _fetch_mlflow(model, tokens.get(SecretName.MLFLOW_TOKEN), settings, folder)
+            else:
+                _fetch_hub(model, tokens.get(SecretName.HUB_TOKEN), settings, folder)
     return folder
 
 
@@ -46,10 +53,10 @@ def cached(model: Model, *, tenant_id: str, settings: Settings) -> bool:
 def _folder_of(model: Model, tenant_id: str, settings: Settings) -> Path:
     if model.revision is None or not hub.is_commit(model.revision):
         raise at("/model/revision", "model_not_found", "The revision was not resolved to a commit.")
-    return settings.cache_folder / tenant_id / "hub" / model.id.replace("/", "--") / model.revision
+    return settings.cache_folder / tenant_id / model.source / model.id.replace("/", "--").replace(":", "") / model.revision
 
 
-def _fetch(model: Model, token: str | None, settings: Settings, folder: Path) -> None:
+def _fetch_hub(model: Model, token: str | None, settings: Settings, folder: Path) -> None:
     reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
     snapshot = reader.snapshot(model)
     weights, _ = hub.weights_of(reader, snapshot)
@@ -67,6 +74,24 @@ def _fetch(model: Model, token: str | None, settings: Settings, folder: Path) ->
             )
         _check(partial / file.path, file, snapshot)
     shutil.rmtree(partial / ".cache", ignore_errors=True)  # the client's own notes
+    partial.rename(folder)
+
+
+def _fetch_mlflow(model: Model, token: str | None, settings: Settings, folder: Path) -> None:
+    """MLflow gives no digests: the sizes are compared, and the run checks the headers."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(exist_ok=True)
+    with closing(Mlflow(settings, token, settings.mlflow.timeout_seconds)) as reader, room_problems():
+        snapshot = reader.snapshot(model)
+        weights, _ = hub.weights_of(reader, snapshot)
+        for file in hub.selected(snapshot, weights):
+            with (partial / file.path).open("wb") as target:
+                for piece in reader.stream(file.path):
+                    target.write(piece)
+                    if target.tell() > file.size:
+                        break
+            if (partial / file.path).stat().st_size != file.size:
+                raise at("/model/id", "model_file_corrupt", f"{file.path} arrived with another size than was listed.")
     partial.rename(folder)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import httpx2
 from huggingface_hub import HfApi, get_session, hf_hub_url, hf_raise_for_status
@@ -40,6 +41,7 @@ _PARALLEL = 8
 _ACCEPT_TERMS = "Accept the model's terms on the hub, and store a token of that account as the tenant's hub token."
 _PRIVATE = "A private repository needs the tenant's hub token, of an account that may read it."
 _NEW_TOKEN = "Store a hub token that is valid and may read this repository."  # noqa: S105 (a sentence about one)
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -60,6 +62,14 @@ class Snapshot:
     repository: str
     commit: str
     files: Mapping[str, HubFile]
+
+
+class Reader(Protocol):
+    """Whatever can read the files of a snapshot."""
+
+    def read(self, snapshot: Snapshot, path: str, start: int, end: int) -> bytes:
+        """The bytes `start <= i < end` of a file, fewer if it ends before."""
+        ...
 
 
 class Hub:
@@ -134,7 +144,7 @@ class Description:
     headers: Mapping[str, bytes]
 
 
-def describe(hub: Hub, snapshot: Snapshot) -> Description:
+def describe(hub: Reader, snapshot: Snapshot) -> Description:
     """Fetch the description, by range reads. Raises the problems of `Hub` and `weights_of`, and `model_config_invalid`."""
     weights, index = weights_of(hub, snapshot)
     config = read_whole(hub, snapshot, CONFIG, "model_config_invalid", headers.MAX_CONFIG_BYTES)
@@ -156,7 +166,7 @@ def headers_of(description: Description, snapshot: Snapshot) -> ModelHeaders:
     return headers.assemble(description.config, tensors, index)
 
 
-def weights_of(hub: Hub, snapshot: Snapshot) -> tuple[list[str], bytes | None]:
+def weights_of(hub: Reader, snapshot: Snapshot) -> tuple[list[str], bytes | None]:
     """The safetensors files that make up the model, sorted, and its index if it has several.
 
     Raises `model_not_safetensors` if there are none, `model_file_corrupt` if the index names others than there are.
@@ -189,7 +199,7 @@ def selected(snapshot: Snapshot, weights: list[str]) -> list[HubFile]:
     return files
 
 
-def read_whole(hub: Hub, snapshot: Snapshot, path: str, code: str, most: int) -> bytes:
+def read_whole(hub: Reader, snapshot: Snapshot, path: str, code: str, most: int) -> bytes:
     """A file of at most `most` bytes. Raises `code` if it is missing or too large."""
     file = snapshot.files.get(path)
     if file is None:
@@ -198,7 +208,7 @@ def read_whole(hub: Hub, snapshot: Snapshot, path: str, code: str, most: int) ->
     return hub.read(snapshot, path, 0, file.size) if file.size else b""
 
 
-def _read_headers(hub: Hub, snapshot: Snapshot, paths: list[str]) -> dict[str, bytes]:
+def _read_headers(hub: Reader, snapshot: Snapshot, paths: list[str]) -> dict[str, bytes]:
     """The header of each file, as it is: no more than a share of each before the lengths of all are known."""
     sizes = {path: snapshot.files[path].size for path in paths}
     share = min(_FIRST_BYTES, headers.MAX_HEADERS_BYTES // len(paths))
@@ -228,13 +238,26 @@ def hub_problems(model: Model, *, with_token: bool) -> Iterator[None]:
     except HFValidationError:
         raise at("/model/id", "model_not_found", f"'{model.id}' is no repository: it is 'owner/name' on a hub.") from None
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise ProblemError(
-                "disk_full", "The disk has no room for the model.", hint="Free some space, then retry."
-            ) from None
+        if error.errno in _FULL:
+            raise _no_room() from None
         raise unavailable(f"does not answer ({type(error).__name__})") from None
     except (httpx2.HTTPError, ValueError) as error:
         raise unavailable(f"does not answer ({type(error).__name__})") from None
+
+
+@contextmanager
+def room_problems() -> Iterator[None]:
+    """Turn a full disk into a problem, and nothing else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _no_room() from None
+        raise
+
+
+def _no_room() -> ProblemError:
+    return ProblemError("disk_full", "The disk has no room for the model.", hint="Free some space, then retry.")
 
 
 def _refusal(error: HfHubHTTPError, model: Model, *, with_token: bool) -> ProblemError:

@@ -6,13 +6,15 @@ import asyncio
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from app.accounts.models import Tenant
-from app.models import hub, local, parsing
-from app.models.fetch import cached
-from app.models.hub import Hub
+from app.accounts.secrets import SecretName
+from app.models import hub, local, mlflow, parsing
+from app.models.fetch import Tokens, cached
+from app.models.hub import Hub, Reader, Snapshot
+from app.models.mlflow import Mlflow
 from app.settings import Settings
 from secateur.problems import ProblemError, at
 from secateur.pruning import admission
@@ -20,26 +22,30 @@ from secateur.pruning.headers import ModelHeaders
 from secateur.recipes import PruneRecipe
 
 # Threads of their own: a hub that hangs must not hold up those that read artifacts.
-_hub_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
+_remote_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
 _OUTPUT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
-async def admit(recipe: PruneRecipe, *, tenant: Tenant, hub_token: str | None, settings: Settings) -> PruneRecipe:
-    """The recipe as it can be queued: a hub revision is resolved to a commit.
+async def admit(recipe: PruneRecipe, *, tenant: Tenant, tokens: Tokens, settings: Settings) -> PruneRecipe:
+    """The recipe as it can be queued: a hub revision is resolved to a commit, an MLflow alias to a version.
 
     Only config and headers are read. Raises ProblemError, each with a pointer into the recipe: those of `app.models.local`,
-    `app.models.hub` and `secateur.pruning.admission`, and `model_too_large_for_disk`.
+    `app.models.hub`, `app.models.mlflow` and `secateur.pruning.admission`, and `model_too_large_for_disk`.
     """
     if recipe.model.source == "local":
         if not tenant.reads_local_models:
             raise local.not_found(recipe.model.id)
         return await asyncio.to_thread(_admit_local, recipe, settings)
+    from_mlflow = recipe.model.source == "mlflow"
+    admit_remote, source = (_admit_mlflow, mlflow) if from_mlflow else (_admit_hub, hub)
+    token = tokens.get(SecretName.MLFLOW_TOKEN if from_mlflow else SecretName.HUB_TOKEN)
+    seconds = settings.mlflow.timeout_seconds if from_mlflow else settings.hub.timeout_seconds
     try:
-        async with asyncio.timeout(settings.hub.timeout_seconds + 1):
+        async with asyncio.timeout(seconds + 1):
             running = asyncio.get_running_loop()
-            return await running.run_in_executor(_hub_threads, _admit_hub, recipe, tenant.id, hub_token, settings)
+            return await running.run_in_executor(_remote_threads, admit_remote, recipe, tenant.id, token, settings)
     except TimeoutError:
-        raise hub.unavailable("did not answer in time") from None
+        raise source.unavailable("did not answer in time") from None
 
 
 def _admit_local(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
@@ -52,16 +58,29 @@ def _admit_local(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
 
 
 def _admit_hub(recipe: PruneRecipe, tenant_id: str, token: str | None, settings: Settings) -> PruneRecipe:
+    reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
     with _about_the_model():
-        reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
         snapshot = reader.snapshot(recipe.model)
+    return _admit_snapshot(recipe, reader, snapshot, tenant_id, settings)
+
+
+def _admit_mlflow(recipe: PruneRecipe, tenant_id: str, token: str | None, settings: Settings) -> PruneRecipe:
+    with closing(Mlflow(settings, token, settings.mlflow.timeout_seconds)) as reader:
+        snapshot = reader.snapshot(recipe.model)
+        return _admit_snapshot(recipe, reader, snapshot, tenant_id, settings)
+
+
+def _admit_snapshot(
+    recipe: PruneRecipe, reader: Reader, snapshot: Snapshot, tenant_id: str, settings: Settings
+) -> PruneRecipe:
+    with _about_the_model():
         description = hub.describe(reader, snapshot)
         files = hub.selected(snapshot, list(description.headers))
         with parsing.one_at_a_time:
             headers = hub.headers_of(description, snapshot)
             admission.check(recipe, headers)
             wanted = room_for(recipe, headers, local_store=_is_local(settings))
-    model = recipe.model.model_copy(update={"revision": snapshot.commit})
+    model = recipe.model.model_copy(update={"id": snapshot.repository, "revision": snapshot.commit})
     if not cached(model, tenant_id=tenant_id, settings=settings):
         wanted += sum(file.size for file in files)
     _require_room(wanted, settings)

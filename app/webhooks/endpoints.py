@@ -34,10 +34,10 @@ OLD_SECRET_SIGNS_FOR = timedelta(hours=24)
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 router = APIRouter(prefix="/webhook-endpoints", tags=["webhooks"])
-callbacks = APIRouter()
+outgoing = APIRouter(tags=["webhooks"])
 
 
-@callbacks.post("message")
+@outgoing.post("message", status_code=204, responses={"default": {"description": "Anything but 2xx: it is sent again."}})
 def message(body: WebhookPayload) -> None:
     """What an endpoint is sent. Verify `webhook-signature` over `webhook-id`, `webhook-timestamp` and the raw body, answer
     2xx within 15 seconds, and take a message with an id that you have seen for a repetition."""
@@ -47,7 +47,6 @@ def message(body: WebhookPayload) -> None:
     "",
     status_code=201,
     response_model=WebhookEndpoint,
-    callbacks=callbacks.routes,
     responses=declare("bad_request", "body_too_large", "validation_error", "idempotency_key_reused"),
 )
 async def create_webhook_endpoint(

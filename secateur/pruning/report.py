@@ -49,8 +49,8 @@ def compression_report(
     calibration: TokenSet | None,
     perplexity: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """What was asked (without the owner's metadata), and what was done and measured, with seconds."""
-    asked = recipe.model_dump(mode="json", exclude={"metadata"})
+    """What was asked (without the owner's metadata and integrations), and what was done and measured, with seconds."""
+    asked = recipe.model_dump(mode="json", exclude={"metadata", "integrations"})
     told: dict[str, Any] = {
         "schema_version": 1,
         "made_by": f"secateur {__version__}",

@@ -80,6 +80,19 @@ class Metrics(BaseModel):
     peak_memory_bytes: int | None = None
 
 
+class JobIntegration(BaseModel):
+    """Where a job's output is taken, and how that goes. It never changes the job itself."""
+
+    name: str
+    status: Literal["waiting", "pending", "running", "succeeded", "failed", "skipped"] = Field(
+        description="`waiting` for the job's success, `pending` for a try, `skipped` if the job had no success."
+    )
+    attempts: int
+    next_try_at: datetime | None
+    url: str | None = Field(description="Where a person finds it.")
+    error: Problem | None = Field(description="Why the last try failed.")
+
+
 class Job(BaseModel):
     """A job: what was asked, how far it is, what came of it."""
 
@@ -93,6 +106,7 @@ class Job(BaseModel):
     recipe: PruneRecipe = Field(description="As accepted: defaults filled, revision resolved.")
     metrics: Metrics | None
     artifacts: list[Artifact]
+    integrations: list[JobIntegration]
     repository: str = Field(description="Name of the pruned model: the tenant's slug and `output.name`.")
     retry_of: str | None
     error: Problem | None

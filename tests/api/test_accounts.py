@@ -15,7 +15,7 @@ from sqlalchemy import select
 from app.accounts import keys
 from app.accounts.bootstrap import bootstrap
 from app.accounts.models import ApiKey, Secret, Tenant
-from app.accounts.secrets import HUB_TOKEN, secret_of
+from app.accounts.secrets import SecretName, secret_of
 from app.kit import clock
 from app.kit.db import Database
 from app.kit.keyring import load_keyring
@@ -134,7 +134,7 @@ async def test_a_hub_token_is_kept_encrypted_and_never_given_back(service: Servi
 
     async def stored(tenant: Tenant) -> str | None:
         async with service.database.read() as session:
-            return await secret_of(session, tenant.id, HUB_TOKEN, keyring=service.keyring)
+            return await secret_of(session, tenant.id, SecretName.HUB_TOKEN, keyring=service.keyring)
 
     assert await stored(service.tenant) is None
     for token in ("hf_first", TOKEN):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from app.accounts.secrets import HUB_TOKEN, secret_of
+from app.accounts.secrets import SecretName, secret_of
 from app.jobs import claims
 from app.kit import clock
 from secateur.problems import ProblemError
@@ -149,10 +149,10 @@ async def test_the_hub_token_is_read_from_the_input_and_never_shown(run: Run, se
     assert ran.code == 0, ran.err
     assert "hf_secret" not in ran.out + ran.err
     async with service.database.read() as session:
-        assert await secret_of(session, service.tenant.id, HUB_TOKEN, keyring=service.keyring) == "hf_secret"
+        assert await secret_of(session, service.tenant.id, SecretName.HUB_TOKEN, keyring=service.keyring) == "hf_secret"
     await run("hub-token", "--forget")
     async with service.database.read() as session:
-        assert await secret_of(session, service.tenant.id, HUB_TOKEN, keyring=service.keyring) is None
+        assert await secret_of(session, service.tenant.id, SecretName.HUB_TOKEN, keyring=service.keyring) is None
 
 
 async def test_watch_tells_lines_and_ends_with_the_job(run: Run, service: Service) -> None:

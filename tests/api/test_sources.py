@@ -17,6 +17,7 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from app.accounts.models import Tenant
+from app.accounts.secrets import SecretName
 from app.models import parsing, sources
 from app.models.fetch import fetch_model
 from app.models.hub import hub_problems
@@ -82,7 +83,7 @@ def _recipe(model: str = "acme/tiny", *, source: str = "hub", revision: str | No
 async def _admit(
     settings: Settings, recipe: PruneRecipe, token: str | None = None, *, tenant: Tenant | None = None
 ) -> PruneRecipe:
-    return await sources.admit(recipe, tenant=tenant or _tenant(), hub_token=token, settings=settings)
+    return await sources.admit(recipe, tenant=tenant or _tenant(), tokens={SecretName.HUB_TOKEN: token}, settings=settings)
 
 
 async def _refused(
@@ -317,11 +318,11 @@ def test_a_gguf_model_takes_room_for_what_it_becomes() -> None:
 
 async def test_the_token_is_the_tenants_or_none_and_stays_on_the_hub(settings: Settings, hub: HubServer) -> None:
     admitted = await _admit(settings, _recipe())
-    fetch_model(admitted.model, tenant_id="ten_a", token=None, settings=settings)
+    fetch_model(admitted.model, tenant_id="ten_a", tokens={}, settings=settings)
     assert {entry.authorization for entry in hub.asked} == {None}
     hub.asked.clear()
     admitted = await _admit(settings, _recipe(), TOKEN)
-    fetch_model(admitted.model, tenant_id="ten_b", token=TOKEN, settings=settings)
+    fetch_model(admitted.model, tenant_id="ten_b", tokens={SecretName.HUB_TOKEN: TOKEN}, settings=settings)
     assert {entry.authorization for entry in hub.asked if entry.host == "127.0.0.1"} == {f"Bearer {TOKEN}"}
     assert {entry.authorization for entry in hub.asked if entry.host == "localhost"} == {None}
 
@@ -339,7 +340,10 @@ async def test_no_token_reaches_a_log_or_an_exception(
     hub.failing = 500
     with pytest.raises(ProblemError) as failed:
         fetch_model(
-            Model(source="hub", id="acme/tiny", revision="0" * 40), tenant_id="ten_a", token=TOKEN, settings=settings
+            Model(source="hub", id="acme/tiny", revision="0" * 40),
+            tenant_id="ten_a",
+            tokens={SecretName.HUB_TOKEN: TOKEN},
+            settings=settings,
         )
     told.extend(traceback.format_exception(failed.value))
     told.extend([caplog.text, *capfd.readouterr()])
@@ -356,7 +360,7 @@ async def test_only_weights_config_and_tokenizer_are_fetched(settings: Settings,
     files |= {"pytorch_model.bin": b"pickle", "modeling_evil.py": b"import os", "README.md": b"#", "extra.safetensors": b"x"}
     files |= {"original/consolidated.safetensors": b"y", "onnx/config.json": b"{}"}
     model = (await _admit(settings, _recipe())).model
-    folder = fetch_model(model, tenant_id="ten_a", token=None, settings=settings)
+    folder = fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)
     assert {path.name for path in folder.iterdir()} == wanted
     assert hub.fetched() == wanted
     assert all((folder / name).read_bytes() == files[name] for name in wanted)
@@ -366,7 +370,7 @@ async def test_only_weights_config_and_tokenizer_are_fetched(settings: Settings,
 async def test_a_sharded_model_is_fetched_whole(settings: Settings, hub: HubServer, sharded: Path) -> None:
     hub.repositories["acme/sharded"] = repository = Repository.of_folder(sharded)
     model = (await _admit(settings, _recipe("acme/sharded"))).model
-    folder = fetch_model(model, tenant_id="ten_a", token=None, settings=settings)
+    folder = fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)
     assert {path.name for path in folder.iterdir()} == set(repository.files)
 
 
@@ -374,18 +378,18 @@ async def test_each_tenant_has_a_cache_of_its_own(settings: Settings, hub: HubSe
     hub.repositories["acme/tiny"].private = True
     hub.repositories["acme/tiny"].readers = frozenset({TOKEN})
     model = (await _admit(settings, _recipe(), TOKEN)).model
-    mine = fetch_model(model, tenant_id="ten_a", token=TOKEN, settings=settings)
+    mine = fetch_model(model, tenant_id="ten_a", tokens={SecretName.HUB_TOKEN: TOKEN}, settings=settings)
     assert mine.is_relative_to(settings.cache_folder / "ten_a")
     with pytest.raises(ProblemError) as refused:
-        fetch_model(model, tenant_id="ten_b", token=OTHER, settings=settings)
+        fetch_model(model, tenant_id="ten_b", tokens={SecretName.HUB_TOKEN: OTHER}, settings=settings)
     assert refused.value.code == "model_not_found"
 
 
 async def test_what_is_there_is_not_fetched_again(settings: Settings, hub: HubServer) -> None:
     model = (await _admit(settings, _recipe())).model
-    folder = fetch_model(model, tenant_id="ten_a", token=None, settings=settings)
+    folder = fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)
     hub.asked.clear()
-    assert fetch_model(model, tenant_id="ten_a", token=None, settings=settings) == folder
+    assert fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings) == folder
     assert hub.asked == []
 
 
@@ -395,11 +399,11 @@ async def test_a_file_that_is_not_what_the_hub_says_leaves_no_model(settings: Se
     model = (await _admit(settings, _recipe())).model
     repository.corrupted = {path}
     with pytest.raises(ProblemError) as corrupt:
-        fetch_model(model, tenant_id="ten_a", token=None, settings=settings)
+        fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)
     assert corrupt.value.code == "model_file_corrupt"
     assert not list(settings.cache_folder.rglob(model.revision or ""))
     repository.corrupted = set()
-    folder = fetch_model(model, tenant_id="ten_a", token=None, settings=settings)
+    folder = fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)
     assert (folder / path).read_bytes() == repository.files[path]
 
 
@@ -408,7 +412,7 @@ async def test_many_that_fetch_the_same_at_once_share_the_work(settings: Setting
     hub.asked.clear()
     found: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: found.append(fetch_model(model, tenant_id="ten_a", token=None, settings=settings)))
+        threading.Thread(target=lambda: found.append(fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)))
         for _ in range(3)
     ]
     for thread in threads:
@@ -431,7 +435,7 @@ def test_a_disk_that_fills_up_is_not_taken_for_a_hub_that_fails() -> None:
 
 def test_a_branch_is_never_fetched(settings: Settings) -> None:
     with pytest.raises(ProblemError, match="commit"):
-        fetch_model(Model(source="hub", id="acme/tiny", revision="main"), tenant_id="ten_a", token=None, settings=settings)
+        fetch_model(Model(source="hub", id="acme/tiny", revision="main"), tenant_id="ten_a", tokens={}, settings=settings)
 
 
 # Local models
@@ -450,7 +454,7 @@ def root(settings: Settings, llama: Path) -> Path:
 async def test_a_local_model_is_admitted_as_it_is(settings: Settings, root: Path) -> None:
     recipe = _recipe("tiny", source="local")
     assert await _admit(settings, recipe) == recipe
-    assert fetch_model(recipe.model, tenant_id="ten_a", token=None, settings=settings) == root / "tiny"
+    assert fetch_model(recipe.model, tenant_id="ten_a", tokens={}, settings=settings) == root / "tiny"
 
 
 async def test_a_tenant_that_may_not_read_them_sees_no_local_models(settings: Settings, root: Path) -> None:
