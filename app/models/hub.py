@@ -30,10 +30,11 @@ from app.models import parsing
 from secateur.problems import ProblemError, at
 from secateur.pruning import headers
 from secateur.pruning.headers import COMPANIONS, CONFIG, INDEX, SINGLE, TOKENIZER_CONFIG, ModelHeaders
+from secateur.pruning.provenance import CARD
 from secateur.recipes import Model
 
 # What is fetched beside the weights. Everything else stays on the hub: pickles, Python, other weights, pictures.
-FETCHED = frozenset({CONFIG, *COMPANIONS})
+FETCHED = frozenset({CONFIG, CARD, *COMPANIONS})
 MAX_SHARDS = 1_000
 _FIRST_BYTES = 256 << 10  # holds nearly every header, so that one request is enough
 _PARALLEL = 8

@@ -25,6 +25,10 @@ INDEX = "model.safetensors.index.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What a user needs beside the weights and config.json.
 COMPANIONS = (
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
+    "NOTICE",
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",

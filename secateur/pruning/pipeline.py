@@ -124,7 +124,7 @@ def _run(job: _Job, earlier: list[Path], started: float) -> RunResult:
     document = report.compression_report(
         job.recipe, job.source.sha256, facts, blocks=attempt.finished, calibration=calibration, perplexity=perplexities
     )
-    report.write_report_and_card(job.output, job.recipe, document)
+    report.write_report_and_card(job.output, job.source.folder, job.recipe, document, facts)
     shutil.rmtree(attempt.folder)
 
     seconds = {"prune": pruning}

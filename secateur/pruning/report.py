@@ -13,12 +13,12 @@ from secateur import __version__
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.facts import BlockFacts
 from secateur.pruning.headers import CONFIG, companions
+from secateur.pruning.provenance import CARD, licence_of, provenance_of, tensors_of
 from secateur.pruning.registry import METHODS
 from secateur.pruning.verify import Facts
 from secateur.recipes import PruneRecipe
 
 REPORT = "compression_report.json"
-CARD = "README.md"
 
 _DROPPED_FROM_CONFIG = ("_name_or_path", "auto_map", "quantization_config", "torch_dtype")
 
@@ -67,6 +67,12 @@ def compression_report(
         told["calibration"] = asked["calibration"] | {"token_sha256": calibration.sha256}
     if perplexity:
         told["perplexity"] = dict(perplexity)
+    inputs = {
+        "base_model_sha256": model_sha256,
+        "calibration_token_sha256": calibration.sha256 if calibration else None,
+        "evaluation_token_sha256": perplexity["protocol"]["token_sha256"] if perplexity else None,
+    }
+    told["provenance"] = provenance_of(asked, inputs=inputs)
     told["blocks"] = [_block(block, facts) for block in blocks]
     return told
 
@@ -79,8 +85,10 @@ def _block(block: BlockFacts, facts: Facts) -> dict[str, Any]:
     return document
 
 
-def write_report_and_card(into: Path, recipe: PruneRecipe, document: Mapping[str, Any]) -> None:
-    """Write the report, without its seconds, and the model card made from it."""
+def write_report_and_card(into: Path, source: Path, recipe: PruneRecipe, document: dict[str, Any], facts: Facts) -> None:
+    """Add licence and tensors to the report, and write it, without its seconds, and the model card made from it."""
+    document["licence"] = licence_of(source)
+    document["tensors"] = tensors_of(into, recipe, facts.zeros_of)
     write_json(into / REPORT, timeless(document))
     (into / CARD).write_text(model_card(recipe, document), encoding="utf-8")
 
@@ -100,6 +108,7 @@ def timeless(document: Mapping[str, Any]) -> dict[str, Any]:
 def model_card(recipe: PruneRecipe, report: Mapping[str, Any]) -> str:
     """README.md of the pruned model."""
     card, sparsity, model = METHODS[recipe.method.name], recipe.sparsity, recipe.model
+    licence = "".join(f"{key}: {json.dumps(value)}\n" for key, value in report["licence"].items())
     base = f"base_model: {model.id}\n" if model.source == "hub" else ""
     revision = f", revision `{model.revision}`" if model.revision else ""
     parameters = recipe.method.model_dump(exclude={"name"})
@@ -108,7 +117,7 @@ def model_card(recipe: PruneRecipe, report: Mapping[str, Any]) -> str:
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-{base}tags:
+{licence}{base}tags:
 - pruned
 - sparse
 - {card.name}
@@ -123,10 +132,14 @@ pipeline_tag: text-generation
 | Method | {card.name}{paper}: {stated} |
 | Pattern | {sparsity.pattern} |
 | Sparsity of the pruned linears, measured in the file | {100 * report["verification"]["sparsity"]:.2f} % |
+| Weights removed | {report["verification"]["zeros"]:,} of {report["verification"]["weights"]:,} |
+| Parameters, zeros included | {_parameters(report):,} |
 | Data type | {recipe.output.dtype} |
+| Base model's weights | sha256 `{report["base_model_sha256"][:16]}…` |
+| Licence | {_licence(report)} |
 {_calibration_row(report)}{_perplexity_rows(report)}
 Every linear layer of the decoder blocks is pruned; embeddings, head, norms and biases are the base model's, unchanged
-but for the data type. `{REPORT}` tells each layer's sparsity and error.
+but for the data type. `{REPORT}` tells each layer's sparsity and error, each tensor's digest, and what went in.
 
 ## Use
 
@@ -137,10 +150,25 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 
+## Limits
+
 The weights are stored densely, with zeros where weights were removed: the model loads everywhere and compresses well, but a
 runtime without sparse kernels is no faster and needs no less memory than with the dense model. Pruning changes a model's
 behaviour; evaluate it on your task before you rely on it.
 """
+
+
+def _parameters(report: Mapping[str, Any]) -> int:
+    return sum(math.prod(tensor["shape"]) for tensor in report["tensors"].values())
+
+
+def _licence(report: Mapping[str, Any]) -> str:
+    licence = report["licence"]
+    if not licence:
+        return "the base model's, whose card names none here"
+    told = licence.get("license_name") or licence.get("license", "see the link")
+    link = licence.get("license_link", "")
+    return f"{told}, the base model's" + (f" ({link})" if link else "")
 
 
 def _calibration_row(report: Mapping[str, Any]) -> str:

@@ -354,9 +354,9 @@ async def test_no_token_reaches_a_log_or_an_exception(
 # Fetching
 
 
-async def test_only_weights_config_and_tokenizer_are_fetched(settings: Settings, hub: HubServer) -> None:
+async def test_only_weights_config_tokenizer_and_card_are_fetched(settings: Settings, hub: HubServer) -> None:
     files = hub.repositories["acme/tiny"].files
-    wanted = set(files) - {"README.md"}
+    wanted = set(files) | {"README.md"}
     files |= {"pytorch_model.bin": b"pickle", "modeling_evil.py": b"import os", "README.md": b"#", "extra.safetensors": b"x"}
     files |= {"original/consolidated.safetensors": b"y", "onnx/config.json": b"{}"}
     model = (await _admit(settings, _recipe())).model
