@@ -108,7 +108,10 @@ async def retry_job(
 
 
 async def _admit(parts: Parts, caller: Caller, recipe: PruneRecipe) -> PruneRecipe:
-    """The recipe with its model resolved and its integrations settled, if the caller may read the model and it fits. No session is held meanwhile."""
+    """The recipe with model and integrations resolved, if the caller may read the model and it fits.
+
+    No session is held meanwhile.
+    """
     async with parts.database.read() as session:
         tokens = {name: await secret_of(session, caller.tenant.id, name, keyring=parts.keyring) for name in SecretName}
     settled = registry.settle(recipe, parts.settings)
