@@ -25,6 +25,8 @@ def settle(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
     """
     wishes = recipe.integrations
     if wishes is None:
+        if not settings.integrations.default:
+            return recipe
         wishes = [Wish.model_validate(wish) for wish in settings.integrations.default]
     settled = [_settled(index, wish, settings) for index, wish in enumerate(wishes)]
     return recipe.model_copy(update={"integrations": settled})

@@ -21,7 +21,7 @@ def submit(
         str | None, typer.Argument(help="A folder below the models root, or owner/name with --source hub.")
     ] = None,
     *,
-    source: Annotated[str | None, typer.Option(help="Where the model is: local or hub.", show_default="local")] = None,
+    source: Annotated[str | None, typer.Option(help="Where it is: local, hub or mlflow.", show_default="local")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     method: Annotated[str | None, typer.Option(help="How to prune; see `secateur methods`.", show_default="wanda")] = None,
     param: Annotated[
@@ -50,6 +50,11 @@ def submit(
     metadata: Annotated[
         list[str] | None, typer.Option(help="A label; may be repeated.", metavar="NAME=VALUE", rich_help_panel=_OUTPUT)
     ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(help="Push it to this hub repository.", metavar="OWNER/NAME", rich_help_panel=_OUTPUT),
+    ] = None,
+    mlflow: Annotated[bool, typer.Option("--mlflow", help="Log it to MLflow.", rich_help_panel=_OUTPUT)] = False,
     recipe: Annotated[
         Path | None, typer.Option(help="Instead of all above: a file with the whole recipe as JSON, `-` for the input.")
     ] = None,
@@ -66,6 +71,7 @@ def submit(
         "evaluation": {"perplexity": perplexity},
         "output": {"name": name, "dtype": dtype},
         "metadata": _pairs(metadata, "--metadata"),
+        "integrations": _integrations(push, mlflow=mlflow),
     })  # fmt: skip
     if evaluate:
         given["evaluation"] = {"perplexity": perplexity}
@@ -109,6 +115,12 @@ def _read(file: Path, given: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise typer.BadParameter("--recipe holds no JSON object")
     return document
+
+
+def _integrations(push: str | None, *, mlflow: bool) -> list[dict[str, Any]] | None:
+    """Where to take the output; None, which leaves it to the service, if nothing was said."""
+    wanted: list[dict[str, Any]] = [{"name": "hub_push", "repository": push}] if push else []
+    return [*wanted, {"name": "mlflow"}] if mlflow else wanted or None
 
 
 def _pairs(given: list[str] | None, option: str) -> dict[str, str]:

@@ -62,7 +62,8 @@ async def test_the_job_is_what_the_contract_says(service: Service) -> None:
     assert job["created_at"].endswith("Z")
     assert {name: value for name, value in job.items() if name not in {"id", "recipe", "created_at", "queued_at"}} == {
         "object": "job", "kind": "prune", "status": "queued", "stage": None, "progress": None, "attempt": 0, "metrics": None,
-        "artifacts": [], "repository": "default/mine", "retry_of": None, "error": None, "started_at": None,
+        "artifacts": [], "integrations": [],
+        "repository": "default/mine", "retry_of": None, "error": None, "started_at": None,
         "cancelling_at": None, "finished_at": None,
     }  # fmt: skip
 
