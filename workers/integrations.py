@@ -67,24 +67,22 @@ class _Delivery:
         """See the try through and write down how it went."""
         work = asyncio.create_task(self._work())
         try:
-            values = await self._while_leased(work)
+            values = await self._outcome(work)
         finally:
             work.cancel()
             await asyncio.wait({work})
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
         async with self._database.write() as session:
-            await repository.write(session, self._row, **values)
+            if not await repository.write(session, self._row, **values):
+                log.warning("integration_fenced")
         log.info("integration_tried", status=values["status"], error=(values["error"] or {}).get("detail"))
 
-    async def _while_leased(self, work: asyncio.Task[str]) -> dict[str, Any]:
-        """What is to be written when `work` has ended, whose lease is renewed until then."""
+    async def _outcome(self, work: asyncio.Task[str]) -> dict[str, Any]:
+        """What is to be written when `work` has ended."""
         limit = self._settings.integrations
         try:
             async with asyncio.timeout(limit.timeout_seconds):
-                while not work.done():
-                    await asyncio.wait({work}, timeout=limit.lease_seconds / 3)
-                    await self._renew()
-            url = work.result()
+                url = await self._while_leased(work)
         except TimeoutError:
             late = ProblemError("integration_failed", f"It was not done within {limit.timeout_seconds:g} seconds.")
             return self._failed(late.as_document())
@@ -97,12 +95,16 @@ class _Delivery:
             return self._failed(ProblemError("internal_error", type(error).__name__).as_document())
         return {"status": "succeeded", "url": url, "error": None, "due_at": None, "finished_at": clock.now()}
 
-    async def _renew(self) -> None:
+    async def _while_leased(self, work: asyncio.Task[str]) -> str:
+        """The result of `work`, whose lease is renewed meanwhile."""
         lease = timedelta(seconds=self._settings.integrations.lease_seconds)
-        # A database that is away for a moment costs nothing; one that stays away lets the lease run out.
-        with suppress(DBAPIError, OSError):
-            async with self._database.write() as session:
-                await repository.write(session, self._row, due_at=clock.now() + lease)
+        while not (await asyncio.wait({work}, timeout=lease.total_seconds() / 3))[0]:
+            # A database that is away for a moment costs nothing; one that stays away lets the lease run out.
+            with suppress(DBAPIError, OSError):
+                async with self._database.write() as session:
+                    if not await repository.write(session, self._row, due_at=clock.now() + lease):
+                        raise ProblemError("integration_failed", "another scheduler has taken this over")
+        return work.result()
 
     def _failed(self, error: Mapping[str, Any]) -> dict[str, Any]:
         now, pauses = clock.now(), self._settings.integrations.retry_seconds

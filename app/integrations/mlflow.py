@@ -160,7 +160,7 @@ def _lay_out(product: Product, into: Path, *, run_id: str, model_id: str) -> Non
     (into / "model").mkdir()
     (into / "components" / "tokenizer").mkdir(parents=True)
     tokenizer = False
-    for file in product.folder.iterdir():
+    for file in filter(Path.is_file, product.folder.iterdir()):
         os.link(file, into / "model" / file.name)
         if file.name.startswith(_TOKENIZER):
             tokenizer = True

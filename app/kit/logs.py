@@ -11,7 +11,7 @@ import structlog
 from structlog.types import EventDict, Processor
 
 _SECRET_KEYS = re.compile(r"authorization|cookie|token|password|secret|api_key", re.IGNORECASE)
-_SECRET_VALUES = re.compile(r"\b(sct_|hf_)\w+|(?<=://)[^/@\s]+(?=@)|\bBearer\s+\S+")
+_SECRET_VALUES = re.compile(r"\b(sct_|hf_)\w+|\bwhsec_[\w+/=]+|(?<=://)[^/@\s]+(?=@)|\bBearer\s+\S+")
 _HIDDEN = "[hidden]"
 
 

@@ -26,6 +26,7 @@ from app.settings import WebhooksSettings
 from app.webhooks import connect, repository, signing
 from app.webhooks.connect import GuardedBackend, RefusedError
 from app.webhooks.models import WebhookDelivery, WebhookEndpoint, WebhookMessage
+from secateur.problems import ProblemError
 
 MAX_MESSAGES_A_ROUND = 500
 MAX_SENT_AT_ONCE = 20
@@ -122,8 +123,13 @@ async def _claim(database: Database, keyring: Keyring, settings: WebhooksSetting
             delivery.attempt += 1
             delivery.round += 1
             delivery.due_at = at + timedelta(seconds=2 * settings.timeout_seconds + 30)
+            try:
+                keys = secrets_of(endpoint, keyring, at=at)
+            except ProblemError as problem:  # must not be in the way of the others
+                delivery.status, delivery.due_at = "failed", None
+                _note(delivery, Outcome(status=None, error=problem.detail, milliseconds=0), at=at)
+                continue
             body = json.dumps(message.body, separators=(",", ":"), sort_keys=True)
-            keys = secrets_of(endpoint, keyring, at=at)
             letters.append(Letter(delivery.id, delivery.attempt, endpoint.url, message.id, body, keys))
     return letters
 
@@ -167,8 +173,7 @@ async def _settle(
     if mine is None:
         return
     delivery, endpoint = mine
-    told = {"at": at.isoformat(), "status": outcome.status, "error": outcome.error, "milliseconds": outcome.milliseconds}
-    delivery.tries = [*delivery.tries, told][-MAX_LOGGED_TRIES:]
+    _note(delivery, outcome, at=at)
     if outcome.delivered:
         delivery.status, delivery.due_at, endpoint.failing_since = "delivered", None, None
         return
@@ -180,6 +185,11 @@ async def _settle(
         await disable(session, endpoint, "the receiver answered 410 Gone", at=at)
     elif at - endpoint.failing_since >= timedelta(seconds=settings.disable_after_seconds):
         await disable(session, endpoint, f"no delivery succeeded since {endpoint.failing_since:%Y-%m-%d %H:%M} UTC", at=at)
+
+
+def _note(delivery: WebhookDelivery, outcome: Outcome, *, at: datetime) -> None:
+    told = {"at": at.isoformat(), "status": outcome.status, "error": outcome.error, "milliseconds": outcome.milliseconds}
+    delivery.tries = [*delivery.tries, told][-MAX_LOGGED_TRIES:]
 
 
 async def disable(session: AsyncSession, endpoint: WebhookEndpoint, reason: str, *, at: datetime) -> None:

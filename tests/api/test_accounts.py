@@ -149,6 +149,13 @@ async def test_a_hub_token_is_kept_encrypted_and_never_given_back(service: Servi
     assert await stored(service.tenant) is None
 
 
+async def test_there_are_only_the_secrets_that_somebody_uses(service: Service) -> None:
+    for method in ("PUT", "DELETE"):
+        response = await service.client.request(method, "/v1/secrets/root_password", json={"value": "x"})
+        assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/path/name")
+    assert (await service.client.put("/v1/secrets/mlflow_token", json={"value": "x"})).status_code == 204
+
+
 @pytest.mark.parametrize("value", ["", "a b", "é", "a\n", "x" * 501, 7])
 async def test_what_is_no_token_is_refused_and_not_repeated(service: Service, value: object) -> None:
     response = await service.client.put("/v1/secrets/hub_token", json={"value": value})

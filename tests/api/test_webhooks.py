@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import httpcore2
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from app.accounts.keys import Scope
@@ -365,6 +371,44 @@ async def test_a_delivery_to_a_name_inside_fails_and_says_why(service: Service) 
     await tell(service, settings=strict.model_copy(update={"allow_http": False}))
     (delivery,) = await deliveries(service, endpoint)
     assert "https" in delivery["tries"][1]["error"]
+
+
+async def test_one_secret_that_cannot_be_read_is_not_in_the_way_of_the_others(service: Service, receiver: Receiver) -> None:
+    broken, whole = [await make_endpoint(service, receiver.url) for _ in range(2)]
+    async with service.database.write() as session:
+        (await session.get_one(WebhookEndpoint, broken["id"])).secret = b"of another keyring"
+    await service.client.post("/v1/jobs", json=body())
+    await tell(service)
+    assert [one["status"] for one in await deliveries(service, whole)] == ["delivered"]
+    (failed,) = await deliveries(service, broken)
+    assert (failed["status"], "keyring" in failed["tries"][0]["error"]) == ("failed", True)
+
+
+async def test_a_certificate_that_nobody_trusts_gets_nothing(tmp_path: Path) -> None:
+    got: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append(await reader.read(1024))
+        writer.close()
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_self_signed(tmp_path / "certificate.pem"))
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        with pytest.raises((httpcore2.ConnectError, ssl.SSLError), match="certificate"):
+            await post(f"https://localhost:{server.sockets[0].getsockname()[1]}/", GuardedBackend(LOOPBACK))
+    assert got in ([], [b""])
+
+
+def _self_signed(file: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(clock.now() - timedelta(days=1)).not_valid_after(clock.now() + timedelta(days=1))
+    certificate = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(private + certificate.sign(key, SHA256()).public_bytes(Encoding.PEM))
+    return file
 
 
 async def test_an_answer_without_end_is_cut_off() -> None:
