@@ -44,6 +44,7 @@ _ROWS = (
     Kind("worker_lost", 500, "The worker was lost, again and again", retryable=True),
     # Webhooks and integrations
     Kind("webhook_endpoint_disabled", 409, "The webhook endpoint is disabled"),
+    Kind("too_many_webhook_endpoints", 409, "There are as many webhook endpoints as there may be"),
     Kind("integration_unavailable", 422, "The integration cannot be used here"),
     Kind("integration_refused", 422, "The other side refused what was asked of it"),
     Kind("integration_failed", 502, "The other side failed or did not answer", retryable=True),

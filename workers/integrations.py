@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
@@ -113,38 +113,13 @@ class _Delivery:
         return {"status": status, "error": dict(error), "due_at": due_at, "finished_at": None if due_at else now}
 
     async def _work(self) -> str:
-        integration = INTEGRATIONS.get(self._row.name)
-        if integration is None:
-            raise ProblemError("integration_unavailable", f"{self._row.name} is not an integration of this version.")
-        keyring = load_keyring(self._settings.keyring_file)
-        async with self._database.read() as session:
-            job = await session.get_one(Job, self._row.job_id)
-            report = await report_of(session, job.id)
-            files = (await artifacts_of(session, [job.id]))[job.id]
-            secret = (
-                await secret_of(session, job.tenant_id, integration.secret, keyring=keyring) if integration.secret else None
-            )
-        folder = self._folder / "model"
-        for private in (folder, self._log_file.parent):
+        """Fetch the files and have the child take them there; the address that it found for them."""
+        for private in (self._folder / "model", self._log_file.parent):
             private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        order, files = await self._order()
         async with open_store(self._settings.store_url, endpoint=self._settings.store.endpoint) as store:
             for file in files:
-                await _bring(store, file, folder)
-        order = {
-            "name": self._row.name,
-            "options": self._row.options,
-            "secret": secret,
-            "product": {
-                "job_id": job.id,
-                "repository": job.repository,
-                "recipe": job.recipe,
-                "metrics": job.metrics or {},
-                "report": report or {},
-                "started_at": (job.started_at or job.created_at).isoformat(),
-                "finished_at": (job.finished_at or job.created_at).isoformat(),
-                "folder": str(folder),
-            },
-        }
+                await _bring(store, file, self._folder / "model")
         result = await run_child(
             "workers.integrator",
             order,
@@ -154,6 +129,29 @@ class _Delivery:
             on_message=lambda _: None,
         )
         return str(result["url"])
+
+    async def _order(self) -> tuple[dict[str, Any], Sequence[Artifact]]:
+        """What the child is told, and the files that it is to have."""
+        integration = INTEGRATIONS.get(self._row.name)
+        if integration is None:
+            raise ProblemError("integration_unavailable", f"{self._row.name} is not an integration of this version.")
+        keyring, name = load_keyring(self._settings.keyring_file), integration.secret
+        async with self._database.read() as session:
+            job = await session.get_one(Job, self._row.job_id)
+            report = await report_of(session, job.id)
+            files = (await artifacts_of(session, [job.id]))[job.id]
+            secret = await secret_of(session, job.tenant_id, name, keyring=keyring) if name else None
+        product = {
+            "job_id": job.id,
+            "repository": job.repository,
+            "recipe": job.recipe,
+            "metrics": job.metrics or {},
+            "report": report or {},
+            "started_at": (job.started_at or job.created_at).isoformat(),
+            "finished_at": (job.finished_at or job.created_at).isoformat(),
+            "folder": str(self._folder / "model"),
+        }
+        return {"name": self._row.name, "options": self._row.options, "secret": secret, "product": product}, files
 
     def _environment(self) -> dict[str, str]:
         network = {name: value for name, value in os.environ.items() if name.upper().startswith(_REACHED)}

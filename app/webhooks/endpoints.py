@@ -29,6 +29,7 @@ from secateur.schemas.webhooks import (
     WebhookPayload,
 )
 
+MAX_ENDPOINTS = 50
 OLD_SECRET_SIGNS_FOR = timedelta(hours=24)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -47,7 +48,9 @@ def message(body: WebhookPayload) -> None:
     "",
     status_code=201,
     response_model=WebhookEndpoint,
-    responses=declare("bad_request", "body_too_large", "validation_error", "idempotency_key_reused"),
+    responses=declare(
+        "bad_request", "body_too_large", "validation_error", "idempotency_key_reused", "too_many_webhook_endpoints"
+    ),
 )
 async def create_webhook_endpoint(
     wanted: NewWebhookEndpoint, parts: PartsDep, caller: WebhooksWriter, idempotency_key: IdempotencyKey = None
@@ -61,6 +64,9 @@ async def create_webhook_endpoint(
     secret = signing.new_secret()
 
     async def create(session: AsyncSession) -> Answer:
+        if await repository.count_endpoints(session, caller.tenant.id) >= MAX_ENDPOINTS:
+            told = f"there are {MAX_ENDPOINTS} webhook endpoints already"
+            raise ProblemError("too_many_webhook_endpoints", told, hint="Delete one that is not needed.")
         row = EndpointRow(
             id=new_id("whk"),
             tenant_id=caller.tenant.id,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from sqlalchemy import Select, delete, literal, select, tuple_, update
+from sqlalchemy import Select, delete, func, literal, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -21,6 +21,11 @@ async def find(session: AsyncSession, tenant_id: str, endpoint_id: str, *, locke
     """The tenant's endpoint, or None; `locked` if it is to be changed."""
     query = select(Endpoint).where(Endpoint.id == endpoint_id, Endpoint.tenant_id == tenant_id)
     return await session.scalar(query.with_for_update() if locked else query)
+
+
+async def count_endpoints(session: AsyncSession, tenant_id: str) -> int:
+    """How many endpoints the tenant has."""
+    return await session.scalar(select(func.count()).where(Endpoint.tenant_id == tenant_id)) or 0
 
 
 async def endpoints_page(

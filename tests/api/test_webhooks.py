@@ -24,7 +24,7 @@ from app.accounts.keys import Scope
 from app.kit import clock
 from app.kit.retries import next_try, retry_after
 from app.settings import Settings, WebhooksSettings
-from app.webhooks import connect
+from app.webhooks import connect, endpoints
 from app.webhooks.connect import GuardedBackend, RefusedError
 from app.webhooks.delivery import deliver_due, spread
 from app.webhooks.models import WebhookEndpoint
@@ -241,6 +241,13 @@ async def test_an_endpoint_is_changed_and_deleted(service: Service, receiver: Re
     assert (await service.client.delete(path)).status_code == 204
     assert (await service.client.get(path)).status_code == 404
     assert await tell(service) == 0
+
+
+async def test_a_tenant_has_so_many_endpoints_and_no_more(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "MAX_ENDPOINTS", 1)
+    await make_endpoint(service, "https://example.com/")
+    refused = await service.client.post("/v1/webhook-endpoints", json={"url": "https://example.com/"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "too_many_webhook_endpoints")
 
 
 async def test_a_key_without_the_scope_sees_nothing(service: Service) -> None:
