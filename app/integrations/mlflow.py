@@ -220,6 +220,9 @@ def _mlflow_problems() -> Iterator[None]:
             raise ProblemError("integration_refused", f"MLflow refused the token (status {status}).", hint=hint) from None
         if status is not None and 400 <= status < 500 and status != 429:
             raise ProblemError("integration_refused", f"MLflow refused what was asked of it: {told}") from None
-        raise ProblemError("integration_failed", f"MLflow failed or did not answer: {told}") from None
+        if status is not None:
+            raise ProblemError("integration_failed", f"MLflow failed with status {status}: {told}") from None
+        # Its text is that of the network's library, with addresses; the try's log has it.
+        raise ProblemError("integration_failed", "MLflow does not answer.") from error
     except OSError as error:
         raise ProblemError("integration_failed", f"MLflow does not answer ({type(error).__name__}).") from None
