@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from app.accounts.auth import AnyCaller
+from app.accounts.auth import AnyCaller, AuthenticatedRoute
 from app.integrations.registry import INTEGRATIONS
 from app.parts import PartsDep
 from secateur.schemas.integrations import Integration, IntegrationList
 
-router = APIRouter(prefix="/integrations", tags=["integrations"])
+router = APIRouter(prefix="/integrations", tags=["integrations"], route_class=AuthenticatedRoute)
 
 
 @router.get("")

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.accounts.auth import WebhooksWriter
+from app.accounts.auth import AuthenticatedRoute, WebhooksWriter
 from app.jobs.idempotency import Answer, IdempotencyKey, first_answer, intent_of, once
 from app.kit import clock
 from app.kit.errors import declare
@@ -34,7 +34,7 @@ OLD_SECRET_SIGNS_FOR = timedelta(hours=24)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
-router = APIRouter(prefix="/webhook-endpoints", tags=["webhooks"])
+router = APIRouter(prefix="/webhook-endpoints", tags=["webhooks"], route_class=AuthenticatedRoute)
 outgoing = APIRouter(tags=["webhooks"])
 
 
