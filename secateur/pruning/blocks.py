@@ -15,6 +15,7 @@ from secateur.pruning.events import Narrator
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family, block_count
+from secateur.pruning.memory import give_back
 from secateur.pruning.methods import Method
 from secateur.pruning.registry import METHODS
 from secateur.pruning.resume import Attempt
@@ -174,6 +175,7 @@ class _Walk:
         self.batches = self._model.batches(tokens)
         self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
         self._model.release()
+        give_back()
 
     def catch_up(self, attempt: Attempt, *, dense: bool) -> None:
         """Go where the first unfinished block begins: from the saved activations on, through blocks as they were written

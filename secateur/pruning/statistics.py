@@ -44,7 +44,8 @@ class InputNorms:
 class Gram:
     """The raw sum over tokens of x xT, (in_features, in_features), in float32. Nothing is scaled on the way.
 
-    The matrix is symmetric: only its lower triangle is accumulated, in strips of rows, and mirrored when it is read.
+    The matrix is symmetric: only its lower triangle is accumulated, in strips of rows, and mirrored when it is read. There
+    is never a second one: a caller of `total` that needs no more of this object may overwrite it.
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
@@ -61,8 +62,10 @@ class Gram:
     @property
     def total(self) -> Tensor:
         """The whole matrix, (in_features, in_features)."""
-        strictly = self._lower.tril(-1)
-        return self._lower.tril().add_(strictly.T)
+        for start in range(STRIP, len(self._lower), STRIP):
+            strip = self._lower[start : start + STRIP, :start]  # (strip, start)
+            self._lower[:start, start : start + STRIP] = strip.T
+        return self._lower
 
     @property
     def squares(self) -> Tensor:

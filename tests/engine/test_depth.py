@@ -15,5 +15,5 @@ def test_a_model_five_times_as_deep_needs_no_more_memory(tmp_path: Path) -> None
     needs = [
         rise(tmp_path / name, tmp_path / f"{name}-scratch", samples=4, length=64)["bytes"] for name in ("shallow", "deep")
     ]
-    assert deep - shallow > 0.5 * needs[0]  # so that a model that is held would show
+    assert deep - shallow > 0.25 * needs[0]  # so that a model that is held would show
     assert needs[1] == pytest.approx(needs[0], rel=0.1)

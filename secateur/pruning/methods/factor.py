@@ -31,14 +31,14 @@ class Factor:
 def inverse_factor(gram: Tensor, damping: float) -> Factor:
     """Factor the inverse of H = `gram` + `damping` x mean(diagonal) x I; dead inputs get a one on the diagonal.
 
-    `gram`: (in_features, in_features), any positive multiple of the sum of x xT. With J the reversal of the axes,
-    J H J = L LT gives U = J L^-1 J: one factorisation and one triangular inverse. If float32 does not find H positive
-    definite, float64 is tried, then more damping, tenfold each time; both are recorded. Raises ProblemError
+    `gram`: (in_features, in_features), any positive multiple of the sum of x xT; it is scaled in place, and kept. With J the
+    reversal of the axes, J H J = L LT gives U = J L^-1 J: one factorisation and one triangular inverse. If float32 does not
+    find H positive definite, float64 is tried, then more damping, tenfold each time; both are recorded. Raises ProblemError
     `nonfinite_activation` for a Gram that no damping of that range makes positive definite.
     """
     dead = gram.diagonal() == 0  # (in_features,)
     mean = gram.diagonal().double().mean().item() or 1.0
-    scaled = gram / mean  # so that damping and dead inputs are of the diagonal's size, whatever the inputs' size
+    scaled = gram.div_(mean)  # so that damping and dead inputs are of the diagonal's size, whatever the inputs' size
     fallbacks: list[str] = [f"dead_inputs:{int(dead.sum())}"] if bool(dead.any()) else []
     attempts = [(torch.float32, damping)] + [(torch.float64, damping * 10**k) for k in range(MAX_DAMPING_RAISES + 1)]
     for attempt, (dtype, amount) in enumerate(attempts):

@@ -48,7 +48,6 @@ def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, blo
     before[factor.dead] = 0.0
     work, removed = before.clone(), torch.zeros_like(before, dtype=torch.bool)
     scales = factor.upper.diagonal().unsqueeze(1)  # (in_features, 1)
-    steps = factor.upper / scales  # what removing a weight does to those to its right, for an error of one
     losses = torch.zeros(before.shape[1], dtype=torch.float64, device=before.device)  # (all out_features,)
     for start in range(0, len(work), block_size):
         end = min(start + block_size, len(work))
@@ -58,8 +57,10 @@ def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, blo
                 out = part.shape[1]
                 budget = count_of(end * out, sparsity.target) - count_of(start * out, sparsity.target)
                 chosen.copy_(lowest_per_layer(part.T, budget).T)  # (block, out_features)
-        errors = _sweep_block(work[start:end], removed[start:end], steps[start:end, start:end], scales[start:end], group)
-        work[end:].addmm_(steps[start:end, end:].T, errors, alpha=-1.0)
+        # what removing a weight does to those to its right, for an error of one
+        steps = factor.upper[start:end, start:] / scales[start:end]  # (block, in_features - start)
+        errors = _sweep_block(work[start:end], removed[start:end], steps[:, : end - start], scales[start:end], group)
+        work[end:].addmm_(steps[:, end - start :].T, errors, alpha=-1.0)
         losses += (errors / scales[start:end]).square().sum(dim=0)
     shares = _relative_errors(weights, before, work, losses, factor)
     return [
