@@ -155,7 +155,7 @@ def write(facts: dict[str, Any], rounds: int, peer: Path) -> None:
             "dtype": "bfloat16",
             "rounds": rounds,
             "figures": "medians of the rounds; spreads are [least, most]",
-            "dense_forward": "decoder blocks only, same tokens and micro-batches, before and after each of our runs",
+            "dense_forward": "decoder blocks only, same tokens and micro-batches, twice after each of our runs",
             "perplexity": "32 windows of 1024 tokens of wikitext2-sample's evaluation articles, by Secateur",
             "environment": {"OMP_WAIT_POLICY": ENVIRONMENT["OMP_WAIT_POLICY"]},
         },
