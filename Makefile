@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install mlflow demo up test test-fast bench-engine bench-memory check format openapi constraints clean
+.PHONY: help install mlflow demo up test test-fast bench-engine bench-memory bench-quality check format openapi constraints clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,11 @@ bench-engine: install ## Time the engine beside llm-compressor on the demo model
 
 bench-memory: install ## Show that memory does not grow with depth, on a generated model of 4 GB
 	@$(BIN)/python -m benchmarks.memory
+
+METHODS ?=
+SPARSITIES ?= 0.5 0.6 0.7 2:4 4:8
+bench-quality: install ## Perplexity of METHODS at SPARSITIES on the demo model; rows that are known are not measured again
+	@$(BIN)/python -m benchmarks.quality --methods "$(METHODS)" --sparsities "$(SPARSITIES)"
 
 check: install ## Lint, types, directions of import, containers
 	@$(BIN)/ruff check .

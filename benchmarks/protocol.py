@@ -1,4 +1,4 @@
-"""What all runs of the engine's benchmark share: the recipe, the tokens, and the yardstick of quality."""
+"""What all benchmarks share: the recipe, the tokens, and the yardstick of quality."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor, no_grad
 from secateur.pruning.blocks import best_device
 from secateur.pruning.calibration import calibration_set, evaluation_set, tokenise
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
-from secateur.pruning.datasets import read_text
+from secateur.pruning.datasets import Role, read_text
 from secateur.pruning.evaluation import measure
 from secateur.pruning.families import family_of
 from secateur.pruning.headers import read_model
 from secateur.pruning.streaming import StreamedModel
 from secateur.recipes import Perplexity, PruneRecipe
 
+ROOT = Path(__file__).parents[1]
 SAMPLES, LENGTH = 32, 512
 EVALUATION = Perplexity(sequence_length=1024, max_windows=32)
 
@@ -41,17 +42,19 @@ def token_ids(folder: Path) -> Tensor:
     return calibration_set(_tokens(folder, "calibration"), calibration).tokens
 
 
-def perplexity(folder: Path) -> float:
-    """Perplexity on wikitext2-sample's evaluation articles, measured by Secateur, whoever wrote the model."""
+def perplexity(folder: Path, dataset: str = "wikitext2-sample") -> float:
+    """Perplexity on the evaluation text of `dataset`, measured by Secateur, whoever wrote the model."""
     headers = read_model(folder)
     with Checkpoint(folder, headers) as source, no_grad():
         model = StreamedModel(source, family_of(headers), DTYPES["bfloat16"], best_device())
-        return measure(model, evaluation_set(_tokens(folder, "evaluation"), EVALUATION).tokens, lambda _: None).perplexity
+        return measure(
+            model, evaluation_set(_tokens(folder, "evaluation", dataset), EVALUATION).tokens, lambda _: None
+        ).perplexity
 
 
-def _tokens(folder: Path, role: str) -> Tensor:
-    text = read_text("wikitext2-sample", "calibration" if role == "calibration" else "evaluation")
-    return tokenise(folder, text, read_model(folder).tensors["model.embed_tokens.weight"].shape[0])
+def _tokens(folder: Path, role: Role, dataset: str = "wikitext2-sample") -> Tensor:
+    headers = read_model(folder)
+    return tokenise(folder, read_text(dataset, role), headers.tensors[family_of(headers).embedding].shape[0])
 
 
 if __name__ == "__main__":

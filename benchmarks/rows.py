@@ -1,0 +1,95 @@
+"""Rows of the quality benchmark: what was asked, what it gave, and the file that keeps them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from benchmarks.protocol import EVALUATION, LENGTH, ROOT, SAMPLES
+from secateur.recipes import PruneRecipe
+
+MODEL = "smollm2-135m"
+RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
+IN_DOMAIN = "wikitext2-sample"
+
+PROTOCOL: dict[str, Any] = {
+    "calibration": f"{SAMPLES} x {LENGTH} tokens of {IN_DOMAIN}'s calibration articles, seed 0, unless a row says otherwise",
+    "perplexity": f"{EVALUATION.max_windows} windows of {EVALUATION.sequence_length} tokens of a dataset's evaluation text",
+    "dtype": "bfloat16",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one recipe made of one model. `asked`: see `asked_of`, None for the dense model; `perplexity` by dataset."""
+
+    model: str
+    model_sha256: str
+    asked: dict[str, Any] | None
+    perplexity: dict[str, float]
+    sparsity: float
+    date: str
+    commit: str
+
+
+_ROW = TypeAdapter(Row)
+
+
+def recipe_of(contender: str, sparsity: str) -> PruneRecipe:
+    """The recipe of a contender at a sparsity (`0.5`, `2:4`). Raises ValueError for one that is not valid."""
+    name, *settings = contender.split(",")
+    body: dict[str, Any] = {
+        "kind": "prune",
+        "model": {"source": "local", "id": "model"},
+        "method": {"name": name},
+        "sparsity": {"pattern": sparsity} if ":" in sparsity else {"target": float(sparsity)},
+        "calibration": {"samples": SAMPLES, "sequence_length": LENGTH},
+    }
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        *parents, last = key.split(".")
+        place = body if (parents or [last])[0] in PruneRecipe.model_fields else body["method"]
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = _value(value)
+    return PruneRecipe.model_validate(body)
+
+
+def _value(text: str) -> Any:
+    """`0.5`, `true`, `null`, `[1]` as JSON; whatever is none is a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def asked_of(recipe: PruneRecipe) -> dict[str, Any]:
+    """The part of a recipe that decides the weights, defaults filled in: by this a row is known."""
+    return recipe.model_dump(mode="json", include={"method", "sparsity", "calibration", "propagate"})
+
+
+class Results:
+    """The results file. Raises ValueError if its protocol is another."""
+
+    def __init__(self, path: Path = RESULTS) -> None:
+        self._path = path
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"protocol": PROTOCOL}) + "\n", encoding="utf-8")
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        if json.loads(header) != {"protocol": PROTOCOL}:
+            raise ValueError(f"{path} was measured by another protocol; move it away")
+        self.rows = [_ROW.validate_json(line) for line in lines]
+
+    def find(self, asked: dict[str, Any] | None, model: str = MODEL) -> Row | None:
+        """The newest row of a model for what was asked."""
+        return next((row for row in reversed(self.rows) if (row.model, row.asked) == (model, asked)), None)
+
+    def append(self, row: Row) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+        self.rows.append(row)
