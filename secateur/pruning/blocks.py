@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur.problems import ProblemError
+from secateur.pruning.allocation import uniform
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
-from secateur.pruning.families import Family, block_count
+from secateur.pruning.families import Family, block_count, pruned_weights
 from secateur.pruning.memory import give_back
 from secateur.pruning.methods import Method
 from secateur.pruning.registry import METHODS
@@ -70,7 +71,8 @@ class _BlockPruner:
 
     def __init__(self, recipe: PruneRecipe, source: Checkpoint, family: Family, device: torch.device) -> None:
         card = METHODS[recipe.method.name]
-        self._method: Method = card.load()(recipe.method, recipe.sparsity)
+        self._method: Method = card.load()(recipe.method)
+        self._targets = uniform(recipe.sparsity, pruned_weights(source.headers, family))
         self._observes, self._propagate = card.observes, recipe.propagate
         self._source, self._family = source, family
         self.dtype, self.device = DTYPES[recipe.output.dtype], device
@@ -132,14 +134,16 @@ class _BlockPruner:
 
     def _prune(self, names: list[str], weights: list[Tensor], prepared: Any) -> list[Tensor]:
         started = time.monotonic()
-        done = self._method.prune(weights, prepared)
+        targets = [self._targets[name] for name in names]
+        done = self._method.prune(weights, targets, prepared)
         seconds, rows = time.monotonic() - started, sum(len(weight) for weight in weights)
-        for name, each in zip(names, done, strict=True):
+        for name, target, each in zip(names, targets, done, strict=True):
             self._pruned[name] = each.weight
             self.facts.linears.append(
                 LinearFacts(
                     name=name,
                     shape=tuple(each.weight.shape),
+                    target=float(target.fraction),
                     removed=int(each.removed.count_nonzero()),
                     error=each.error,
                     error_measure=each.error_measure,

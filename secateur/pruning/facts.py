@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class LinearFacts:
-    """What was done to one linear: `name` is its tensor's; the rest is as in `methods.Pruned`.
+    """What was done to one linear: `name` is its tensor's, `target` the fraction of its weights that was to be removed; the
+    rest is as in `methods.Pruned`.
 
     `seconds`: of those that its group took, the share that its rows have.
     """
 
     name: str
     shape: tuple[int, ...]
+    target: float
     removed: int
     error: float
     error_measure: str

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.recipes import Sparsity
+from secateur.pruning.allocation import Target
 
 Comparison = Literal["row", "layer"]
 
 
-def removal_mask(scores: Tensor, sparsity: Sparsity, comparison: Comparison) -> Tensor:
-    """The mask that `sparsity` asks for, lowest scores removed. `scores` and the mask are (out_features, in_features).
+def removal_mask(scores: Tensor, target: Target, comparison: Comparison) -> Tensor:
+    """The mask that `target` asks for, lowest scores removed. `scores` and the mask are (out_features, in_features).
 
-    Unstructured: floor(in_features x target) of each row, or floor(elements x target) of the layer. N:M: M - N of each
-    M consecutive inputs of a row, whatever the comparison.
+    Unstructured: floor(elements x fraction) of the layer, or as many in rows that all remove the same number, but for the
+    first ones, which remove one more if the rows do not divide the count. N:M: M - N of each M consecutive inputs of a row,
+    whatever the comparison.
     """
-    if sparsity.group:
-        return n_of_m(scores, *sparsity.group)
-    if comparison == "row":
-        return lowest_per_row(scores, count_of(scores.shape[1], sparsity.target))
-    return lowest_per_layer(scores, count_of(scores.numel(), sparsity.target))
-
-
-def count_of(total: int, fraction: float) -> int:
-    """floor(total x fraction), where `fraction` is the decimal number that it is written as: 0.3 x 10 is 3."""
-    return math.floor(Fraction(str(fraction)) * total)
+    if target.group:
+        return n_of_m(scores, *target.group)
+    count = target.count(scores.numel())
+    if comparison == "layer":
+        return lowest_per_layer(scores, count)
+    each, more = divmod(count, len(scores))
+    if more == 0:
+        return lowest_per_row(scores, each)
+    return torch.cat([lowest_per_row(scores[:more], each + 1), lowest_per_row(scores[more:], each)])
 
 
 def lowest_per_row(scores: Tensor, count: int) -> Tensor:

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from secateur import recipes
 
-# What a method needs to know of a linear's inputs: nothing, a vector of norms, or the Gram matrix.
-Observes = Literal["nothing", "norms", "gram"]
+# What a method needs to know of a linear's inputs: nothing, a vector of norms, mean and variance, or the Gram matrix.
+Observes = Literal["nothing", "norms", "moments", "gram"]
 
 
 @dataclass(frozen=True, slots=True)

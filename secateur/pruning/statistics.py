@@ -1,4 +1,4 @@
-"""What a method may know of a linear's inputs, accumulated micro-batch by micro-batch: norms, or the Gram matrix."""
+"""What a method may know of a linear's inputs, accumulated micro-batch by micro-batch: norms, moments, or the Gram."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ class Statistics(Protocol):
         """Take in `inputs`, (…, in_features); every leading axis is a token."""
 
     @property
+    def count(self) -> int:
+        """Number of tokens taken in."""
+
+    @property
     def squares(self) -> Tensor:
         """Sum over tokens of each input's square, (in_features,)."""
 
@@ -30,15 +34,55 @@ class InputNorms:
     """The sum of squares of each input; a vector is all that is ever held."""
 
     def __init__(self, in_features: int, device: torch.device) -> None:
+        self.count = 0
         self._squares = torch.zeros(in_features, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor) -> None:
         for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
             self._squares += tokens.float().square().sum(dim=0)
+            self.count += len(tokens)
 
     @property
     def squares(self) -> Tensor:
         return self._squares
+
+
+class InputMoments:
+    """The mean and the variance of each input, in float64.
+
+    Deviations are from each part's own mean, and parts are joined as Chan, Golub and LeVeque do (1979, updating formulae for
+    variances): nothing is lost to cancellation, however far the mean is from zero.
+    """
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self.count = 0
+        self._mean = torch.zeros(in_features, dtype=torch.float64, device=device)
+        self._deviations = torch.zeros_like(self._mean)  # sum of squared deviations from the mean, (in_features,)
+
+    def add(self, inputs: Tensor) -> None:
+        for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
+            wide, before, new = tokens.float(), self.count, len(tokens)
+            if not new:
+                continue
+            self.count = before + new
+            mean = wide.mean(dim=0)  # (in_features,)
+            step = mean.double() - self._mean
+            self._mean += step * (new / self.count)
+            self._deviations += (wide - mean).square_().sum(dim=0) + step.square() * (before * new / self.count)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean over tokens of each input, (in_features,)."""
+        return self._mean
+
+    @property
+    def variance(self) -> Tensor:
+        """Mean over tokens of each input's squared deviation from its mean (divided by their number), (in_features,)."""
+        return self._deviations / max(self.count, 1)
+
+    @property
+    def squares(self) -> Tensor:
+        return self._deviations + self.count * self._mean.square()
 
 
 class Gram:
@@ -49,6 +93,8 @@ class Gram:
     """
 
     def __init__(self, in_features: int, device: torch.device) -> None:
+        self.count = 0
+        self._sum = torch.zeros(in_features, dtype=torch.float64, device=device)
         self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
@@ -58,6 +104,8 @@ class Gram:
                 for start in range(0, len(self._lower), STRIP):
                     end = min(start + STRIP, len(self._lower))
                     self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
+            self._sum += wide.sum(dim=0)
+            self.count += len(tokens)
 
     @property
     def total(self) -> Tensor:
@@ -68,13 +116,20 @@ class Gram:
         return self._lower
 
     @property
+    def mean(self) -> Tensor:
+        """Mean over tokens of each input, (in_features,), float64."""
+        return self._sum / max(self.count, 1)
+
+    @property
     def squares(self) -> Tensor:
         return self._lower.diagonal()
 
 
 def observer(observes: Observes, in_features: int, device: torch.device) -> Statistics:
     """An empty accumulator of the kind that a method declares."""
-    return Gram(in_features, device) if observes == "gram" else InputNorms(in_features, device)
+    if observes == "gram":
+        return Gram(in_features, device)
+    return InputMoments(in_features, device) if observes == "moments" else InputNorms(in_features, device)
 
 
 @contextmanager

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from secateur.pruning.families import FAMILIES
-from secateur.pruning.masks import count_of
 from secateur.pruning.methods.factor import inverse_factor
 from secateur.pruning.methods.sparsegpt import sparsegpt
-from secateur.recipes import Sparsity
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import prune, recipe
 from tests.engine.test_staged import GROUPS, tokens_of
+from tests.targets import target
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +30,11 @@ PruneLinear = Callable[[Tensor, Tensor], Tensor]
 
 def wanda(weight: Tensor, inputs: Tensor) -> Tensor:
     order = (weight.abs() * inputs.norm(dim=0)).argsort(dim=1, stable=True)
-    return weight.scatter(1, order[:, : count_of(weight.shape[1], 0.5)], 0.0)
+    return weight.scatter(1, order[:, : weight.shape[1] // 2], 0.0)
 
 
 def second_order(weight: Tensor, inputs: Tensor) -> Tensor:
-    (done,) = sparsegpt([weight], inverse_factor(inputs.T @ inputs, 0.01), Sparsity(target=0.5), 128)
+    (done,) = sparsegpt([weight], [target(0.5)], inverse_factor(inputs.T @ inputs, 0.01), 128)
     return done.weight.masked_fill(done.removed, 0.0)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -112,9 +113,9 @@ def test_what_is_finished_is_not_pruned_again(
     pruned: list[int] = []
     prune_group = WandaMethod.prune
 
-    def counted(method: WandaMethod, weights: Sequence[Tensor], prepared: Tensor) -> list[Pruned]:
+    def counted(method: WandaMethod, weights: Sequence[Tensor], *rest: Any) -> list[Pruned]:
         pruned.append(len(weights))
-        return prune_group(method, weights, prepared)
+        return prune_group(method, weights, *rest)
 
     monkeypatch.setattr(WandaMethod, "prune", counted)
     taken, result = first_done(llama, tmp_path / "second", stopped)

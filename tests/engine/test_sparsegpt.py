@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
-from secateur.pruning.masks import count_of
+from secateur.pruning.allocation import Target
 from secateur.pruning.methods.factor import inverse_factor, inverse_lower
 from secateur.pruning.methods.sparsegpt import SparseGPTMethod, sparsegpt
 from secateur.pruning.statistics import Gram
-from secateur.recipes import SparseGPT, Sparsity
+from secateur.recipes import SparseGPT
+from tests.targets import target
 
 
-def plain_sparsegpt(weight: Tensor, inputs: Tensor, sparsity: Sparsity, block: int, damping: float) -> tuple[Tensor, Tensor]:
+def plain_sparsegpt(weight: Tensor, inputs: Tensor, goal: Target, block: int, damping: float) -> tuple[Tensor, Tensor]:
     """The paper's algorithm 1 in float64: no tiles, no lazy updates, an explicit inverse. (pruned, removed)."""
     w, x = weight.double().clone(), inputs.double()
     h = x.T @ x
@@ -26,16 +27,16 @@ def plain_sparsegpt(weight: Tensor, inputs: Tensor, sparsity: Sparsity, block: i
     rows, columns = w.shape
     removed = torch.zeros_like(w, dtype=torch.bool)
     for j in range(columns):
-        if sparsity.group is None and j % block == 0:
+        if goal.group is None and j % block == 0:
             end = min(j + block, columns)
             saliency = (w[:, j:end] ** 2 / upper.diagonal()[j:end] ** 2).flatten()
-            budget = count_of(end * rows, sparsity.target) - count_of(j * rows, sparsity.target)
+            budget = goal.count(end * rows) - goal.count(j * rows)
             chosen = saliency.argsort(stable=True)[:budget]
             part = torch.zeros(len(saliency), dtype=torch.bool)
             part[chosen] = True
             removed[:, j:end] = part.view(rows, end - j)
-        if sparsity.group and j % sparsity.group[1] == 0:
-            kept, group = sparsity.group
+        if goal.group and j % goal.group[1] == 0:
+            kept, group = goal.group
             saliency = w[:, j : j + group] ** 2 / upper.diagonal()[j : j + group] ** 2
             lowest = saliency.argsort(dim=1, stable=True)[:, : group - kept]
             removed[:, j : j + group] = removed[:, j : j + group].scatter(1, lowest, value=True)
@@ -56,39 +57,31 @@ def layer() -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "block"),
-    [
-        (Sparsity(target=0.5), 128),
-        (Sparsity(target=0.5), 32),
-        (Sparsity(target=0.37), 20),
-        (Sparsity(target=0.9), 7),
-        (Sparsity(pattern="2:4"), 128),
-        (Sparsity(pattern="1:4"), 36),
-        (Sparsity(pattern="5:6"), 128),
-        (Sparsity(pattern="3:32"), 128),
-    ],
-    ids=str,
+    ("amount", "block"),
+    [(0.5, 128), (0.5, 32), (0.37, 20), (0.9, 7), ("2:4", 128), ("1:4", 36), ("5:6", 128), ("3:32", 128)],
 )
-def test_it_is_the_papers_algorithm(layer: tuple[Tensor, Tensor], sparsity: Sparsity, block: int) -> None:
+def test_it_is_the_papers_algorithm(layer: tuple[Tensor, Tensor], amount: str | float, block: int) -> None:
     weight, inputs = layer
-    expected, expected_removed = plain_sparsegpt(weight, inputs, sparsity, block, 0.01)
+    goal = target(amount)
+    expected, expected_removed = plain_sparsegpt(weight, inputs, goal, block, 0.01)
     gram = Gram(96, torch.device("cpu"))
     for part in torch.split(inputs, 150):
         gram.add(part)
-    (done,) = sparsegpt([weight], inverse_factor(gram.total, 0.01), sparsity, block)
+    (done,) = sparsegpt([weight], [goal], inverse_factor(gram.total, 0.01), block)
     assert torch.equal(done.removed, expected_removed)
     assert float((done.weight.double() - expected).norm() / expected.norm()) < 1e-4
-    if sparsity.group is None:
-        assert int(done.removed.sum()) == count_of(weight.numel(), sparsity.target)
+    if goal.group is None:
+        assert int(done.removed.sum()) == goal.count(weight.numel())
 
 
-@pytest.mark.parametrize("sparsity", [Sparsity(target=0.37), Sparsity(pattern="2:4")], ids=str)
-def test_linears_swept_together_come_out_as_if_alone(layer: tuple[Tensor, Tensor], sparsity: Sparsity) -> None:
+@pytest.mark.parametrize("amounts", [(0.37, 0.6, 0.2), ("2:4", "2:4", "2:4")])
+def test_linears_swept_together_come_out_as_if_alone(layer: tuple[Tensor, Tensor], amounts: tuple[str | float, ...]) -> None:
     weight, inputs = layer
     factor = inverse_factor(inputs.T @ inputs, 0.01)
     group = [weight, 3 * weight[:10] + 1, weight[5:6]]
-    for each, done in zip(group, sparsegpt(group, factor, sparsity, 32), strict=True):
-        (alone,) = sparsegpt([each], factor, sparsity, 32)
+    targets = [target(amount) for amount in amounts]
+    for each, goal, done in zip(group, targets, sparsegpt(group, targets, factor, 32), strict=True):
+        (alone,) = sparsegpt([each], [goal], factor, 32)
         assert torch.equal(done.removed, alone.removed)
         torch.testing.assert_close(done.weight, alone.weight)
         assert done.error == pytest.approx(alone.error)
@@ -110,10 +103,10 @@ def test_the_inverse_factor_by_halves_is_that_of_lapack(monkeypatch: pytest.Monk
 def test_the_update_pays(layer: tuple[Tensor, Tensor]) -> None:
     """The output error is well below that of the same mask without the update, and is what the report says."""
     weight, inputs = layer
-    method = SparseGPTMethod(SparseGPT(name="sparsegpt"), Sparsity(target=0.5))
+    method = SparseGPTMethod(SparseGPT(name="sparsegpt"))
     statistics = Gram(96, torch.device("cpu"))
     statistics.add(inputs)
-    (done,) = method.prune([weight], method.prepare(statistics))
+    (done,) = method.prune([weight], [target(0.5)], method.prepare(statistics))
     outputs = weight @ inputs.T
     error = float(((weight - done.weight) @ inputs.T).square().sum() / outputs.square().sum())
     assert done.error == pytest.approx(error, rel=1e-4)
@@ -125,21 +118,21 @@ def test_the_update_pays(layer: tuple[Tensor, Tensor]) -> None:
 def test_the_weight_that_is_given_stays_as_it_is(layer: tuple[Tensor, Tensor], rows: int) -> None:
     weight, inputs = layer[0][:rows].clone(), layer[1]
     before = weight.clone()
-    sparsegpt([weight], inverse_factor(inputs.T @ inputs, 0.01), Sparsity(target=0.5), 128)
+    sparsegpt([weight], [target(0.5)], inverse_factor(inputs.T @ inputs, 0.01), 128)
     assert torch.equal(weight, before)
 
 
 def test_dead_inputs_are_removed_and_told(layer: tuple[Tensor, Tensor]) -> None:
     weight, inputs = layer
     factor = inverse_factor(inputs.T @ inputs, 0.01)
-    (done,) = sparsegpt([weight], factor, Sparsity(target=0.5), 128)
+    (done,) = sparsegpt([weight], [target(0.5)], factor, 128)
     assert factor.fallbacks == ("dead_inputs:2",)
     assert bool((done.weight[:, [5, 40]] == 0).all())
 
 
 def test_nothing_but_zeros_in_gives_zeros_out() -> None:
     factor = inverse_factor(torch.zeros(8, 8), 0.01)
-    (done,) = sparsegpt([torch.randn(4, 8)], factor, Sparsity(target=0.5), 128)
+    (done,) = sparsegpt([torch.randn(4, 8)], [target(0.5)], factor, 128)
     assert factor.fallbacks == ("dead_inputs:8",)
     assert bool((done.weight == 0).all())
     assert done.error == 0.0

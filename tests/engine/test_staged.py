@@ -14,7 +14,6 @@ from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
 from secateur.pruning.families import FAMILIES, family_of
-from secateur.pruning.masks import count_of
 from secateur.pruning.stages import groups_of
 from secateur.pruning.streaming import StreamedModel
 from secateur.recipes import PruneRecipe
@@ -43,7 +42,7 @@ def plain_wanda(source: Path, tokens: Tensor) -> dict[str, Tensor]:
             for name in group:
                 weight = block.get_submodule(name).weight.data
                 order = (weight.abs() * norms).argsort(dim=1, stable=True)
-                weight.scatter_(1, order[:, : count_of(weight.shape[1], 0.5)], 0.0)
+                weight.scatter_(1, order[:, : weight.shape[1] // 2], 0.0)
     return dict(model.state_dict())
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.pruning.masks import count_of, lowest_per_layer, lowest_per_row, n_of_m, removal_mask
-from secateur.recipes import Sparsity
+from secateur.pruning.masks import lowest_per_layer, lowest_per_row, n_of_m, removal_mask
+from tests.targets import target
 
 
 @st.composite
@@ -49,7 +49,7 @@ def test_n_of_m_removes_the_first_lowest_of_each_group(data: st.DataObject, grou
 
 
 @pytest.mark.parametrize(
-    ("total", "fraction", "count"),
+    ("weights", "amount", "count"),
     [
         (10, 0.3, 3),
         (10, 0.29, 2),
@@ -58,15 +58,26 @@ def test_n_of_m_removes_the_first_lowest_of_each_group(data: st.DataObject, grou
         (3, 0.1, 0),
         (4096 * 11008, 0.013, 586153),
         (8192 * 28672, 0.033, 7751073),
+        (96, "31:32", 3),
     ],
 )
-def test_counts_are_floors_of_the_decimal_that_was_written(total: int, fraction: float, count: int) -> None:
-    assert count_of(total, fraction) == count
+def test_counts_are_floors_of_the_decimal_that_was_written(weights: int, amount: str | float, count: int) -> None:
+    assert target(amount).count(weights) == count
+
+
+@given(scores=score_matrices(), amount=st.floats(0.001, 0.999))
+@settings(deadline=None)
+def test_rows_differ_by_one_at_most_and_the_linear_is_exact(scores: Tensor, amount: float) -> None:
+    mask = removal_mask(scores, target(amount), "row")
+    counts = mask.sum(dim=1).tolist()
+    assert sum(counts) == target(amount).count(scores.numel())
+    assert max(counts) - min(counts) <= 1
+    assert mask.tolist() == [first_lowest(row, count) for row, count in zip(scores.tolist(), counts, strict=True)]
 
 
 def test_the_recipe_decides_who_competes() -> None:
     scores = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
-    half = Sparsity(target=0.5)
+    half = target(0.5)
     assert removal_mask(scores, half, "row").tolist() == [[True, True, False, False]] * 2
     assert removal_mask(scores, half, "layer").tolist() == [[True] * 4, [False] * 4]
-    assert removal_mask(scores, Sparsity(pattern="1:2"), "layer").tolist() == [[True, False, True, False]] * 2
+    assert removal_mask(scores, target("1:2"), "layer").tolist() == [[True, False, True, False]] * 2

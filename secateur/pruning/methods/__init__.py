@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from secateur.pruning.allocation import Target
 from secateur.pruning.statistics import Statistics
 
 # Integers of a float's size, by bytes: to look at the bits.
@@ -32,13 +33,19 @@ class Pruned:
 
 
 class Method(Protocol):
-    """A method as the pipeline drives it, one group of linears with the same input after the other."""
+    """A method as the pipeline drives it, one group of linears with the same input after the other.
+
+    It is made from its parameters in the recipe.
+    """
 
     def prepare(self, statistics: Statistics | None) -> Any:
         """What linears with the same input share; computed once for them."""
 
-    def prune(self, weights: Sequence[Tensor], prepared: Any) -> list[Pruned]:
-        """Prune the weights of a group, (out_features, in_features) each. The tensors that are given are not changed."""
+    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Any) -> list[Pruned]:
+        """Prune the weights of a group, (out_features, in_features) each, as much as each one's target says.
+
+        An N:M pattern is the same for the whole group. The tensors that are given are not changed.
+        """
 
 
 def without(weight: Tensor, removed: Tensor) -> Tensor:

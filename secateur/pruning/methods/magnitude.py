@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import Pruned, lost_share, without
 from secateur.pruning.statistics import Statistics
-from secateur.recipes import Magnitude, Sparsity
+from secateur.recipes import Magnitude
 
 
 def magnitude_scores(weight: Tensor) -> Tensor:
@@ -18,16 +19,16 @@ def magnitude_scores(weight: Tensor) -> Tensor:
 
 
 class MagnitudeMethod:
-    def __init__(self, parameters: Magnitude, sparsity: Sparsity) -> None:
-        self._comparison, self._sparsity = parameters.comparison, sparsity
+    def __init__(self, parameters: Magnitude) -> None:
+        self._comparison = parameters.comparison
 
     def prepare(self, statistics: Statistics | None) -> None:
         """Linears share nothing: the inputs are not looked at."""
 
-    def prune(self, weights: Sequence[Tensor], prepared: None) -> list[Pruned]:  # noqa: ARG002 - the protocol of every method
-        return [self._prune(weight) for weight in weights]
+    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: None) -> list[Pruned]:  # noqa: ARG002 - the protocol of every method
+        return [self._prune(weight, target) for weight, target in zip(weights, targets, strict=True)]
 
-    def _prune(self, weight: Tensor) -> Pruned:
+    def _prune(self, weight: Tensor, target: Target) -> Pruned:
         scores = magnitude_scores(weight)
-        removed = removal_mask(scores, self._sparsity, self._comparison)
+        removed = removal_mask(scores, target, self._comparison)
         return Pruned(without(weight, removed), removed, lost_share(scores, removed), "weights")

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.pruning.masks import count_of, lowest_per_layer, n_of_m
+from secateur.pruning.allocation import Target
+from secateur.pruning.masks import lowest_per_layer, n_of_m
 from secateur.pruning.methods import Pruned, without
 from secateur.pruning.methods.factor import Factor, inverse_factor
 from secateur.pruning.statistics import Gram, Statistics, exact_products_of
-from secateur.recipes import SparseGPT, Sparsity
+from secateur.recipes import SparseGPT
 
 TILE = 16  # columns that are updated one by one; beyond the tile updates are matrix products
 
@@ -35,14 +36,14 @@ class Swept:
     error: float
 
 
-def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, block_size: int) -> list[Swept]:
+def sparsegpt(weights: Sequence[Tensor], targets: Sequence[Target], factor: Factor, block_size: int) -> list[Swept]:
     """Prune linears with the same input, (out_features, in_features) each, in one sweep.
 
     Unstructured: in each block of `block_size` columns the lowest W^2 / U_jj^2 of all rows of a linear together are removed,
-    so many that after each block floor(columns so far x rows x target) are. N:M: M - N of each group of columns, chosen when
-    the sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M.
+    so many that after each block floor(columns so far x rows x fraction) are. N:M: M - N of each group of columns, chosen
+    when the sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M.
     """
-    group, rows = sparsity.group, [len(weight) for weight in weights]
+    group, rows = targets[0].group, [len(weight) for weight in weights]
     block_size = max(group[1], block_size // group[1] * group[1]) if group else block_size
     before = torch.cat(list(weights)).float().T.contiguous()  # (in_features, all out_features)
     before[factor.dead] = 0.0
@@ -53,9 +54,9 @@ def sparsegpt(weights: Sequence[Tensor], factor: Factor, sparsity: Sparsity, blo
         end = min(start + block_size, len(work))
         if group is None:
             saliency = (work[start:end] / scales[start:end]).square()  # (block, all out_features)
-            for part, chosen in zip(torch.split(saliency, rows, 1), torch.split(removed[start:end], rows, 1), strict=True):
-                out = part.shape[1]
-                budget = count_of(end * out, sparsity.target) - count_of(start * out, sparsity.target)
+            parts, choices = torch.split(saliency, rows, 1), torch.split(removed[start:end], rows, 1)
+            for part, chosen, target in zip(parts, choices, targets, strict=True):
+                budget = target.count(end * part.shape[1]) - target.count(start * part.shape[1])
                 chosen.copy_(lowest_per_layer(part.T, budget).T)  # (block, out_features)
         # what removing a weight does to those to its right, for an error of one
         steps = factor.upper[start:end, start:] / scales[start:end]  # (block, in_features - start)
@@ -111,15 +112,15 @@ def _relative_errors(
 
 
 class SparseGPTMethod:
-    def __init__(self, parameters: SparseGPT, sparsity: Sparsity) -> None:
-        self._parameters, self._sparsity = parameters, sparsity
+    def __init__(self, parameters: SparseGPT) -> None:
+        self._parameters = parameters
 
     def prepare(self, statistics: Statistics | None) -> Factor:
         assert isinstance(statistics, Gram), "the registry says that SparseGPT observes the Gram"  # noqa: S101 - for the type checker
         return inverse_factor(statistics.total, self._parameters.damping)
 
-    def prune(self, weights: Sequence[Tensor], prepared: Factor) -> list[Pruned]:
-        swept = sparsegpt(weights, prepared, self._sparsity, self._parameters.block_size)
+    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Factor) -> list[Pruned]:
+        swept = sparsegpt(weights, targets, prepared, self._parameters.block_size)
         return [
             Pruned(without(done.weight.to(weight.dtype), done.removed), done.removed, done.error, "gram", prepared.fallbacks)
             for weight, done in zip(weights, swept, strict=True)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import Pruned, lost_share, without
 from secateur.pruning.statistics import Statistics
-from secateur.recipes import Sparsity, Wanda
+from secateur.recipes import Wanda
 
 
 def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
@@ -21,18 +22,18 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
 
 
 class WandaMethod:
-    def __init__(self, parameters: Wanda, sparsity: Sparsity) -> None:
-        self._comparison, self._sparsity = parameters.comparison, sparsity
+    def __init__(self, parameters: Wanda) -> None:
+        self._comparison = parameters.comparison
 
     def prepare(self, statistics: Statistics | None) -> Tensor:
         """The inputs' norms, (in_features,)."""
         assert statistics is not None, "the registry says that Wanda observes norms"  # noqa: S101 - for the type checker
         return statistics.squares.sqrt()
 
-    def prune(self, weights: Sequence[Tensor], prepared: Tensor) -> list[Pruned]:
-        return [self._prune(weight, prepared) for weight in weights]
+    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Tensor) -> list[Pruned]:
+        return [self._prune(weight, target, prepared) for weight, target in zip(weights, targets, strict=True)]
 
-    def _prune(self, weight: Tensor, norms: Tensor) -> Pruned:
+    def _prune(self, weight: Tensor, target: Target, norms: Tensor) -> Pruned:
         scores = wanda_scores(weight, norms)
-        removed = removal_mask(scores, self._sparsity, self._comparison)
+        removed = removal_mask(scores, target, self._comparison)
         return Pruned(without(weight, removed), removed, lost_share(scores, removed), "diagonal")
