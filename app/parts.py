@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.artifacts.store import Store, open_store
+from app.jobs.broadcaster import Broadcaster
 from app.jobs.dispatch import Doorbell
 from app.kit.db import Database
 from app.kit.keyring import Keyring, load_keyring
@@ -30,6 +31,7 @@ class Parts:
     store: Store
     stopping: asyncio.Event
     local_models: LocalModels
+    broadcaster: Broadcaster
 
 
 @asynccontextmanager
@@ -40,8 +42,14 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     try:
         async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
             keyring = load_keyring(settings.keyring_file)
+            broadcaster = Broadcaster(database, settings.http)
             with watch_for_stop() as stopping:
-                yield Parts(settings, database, keyring, doorbell, store, stopping, LocalModels(settings.models_root))
+                broadcasting = asyncio.create_task(broadcaster.run(stopping))
+                local_models = LocalModels(settings.models_root)
+                try:
+                    yield Parts(settings, database, keyring, doorbell, store, stopping, local_models, broadcaster)
+                finally:
+                    broadcasting.cancel()
     finally:
         await asyncio.to_thread(doorbell.close)
         await database.close()

@@ -36,6 +36,8 @@ class StoreSettings(_Group):
 class HttpSettings(_Group):
     max_body_bytes: int = Field(default=1_000_000, ge=1_000)
     max_wait_seconds: float = Field(default=60, ge=0, description="The longest `?wait=`.")
+    max_streams: int = Field(default=1_000, ge=1, le=10_000, description="Open event streams that one process serves.")
+    max_streams_per_tenant: int = Field(default=200, ge=1, description="Those of one tenant, in one process.")
 
 
 class HubSettings(_Group):

@@ -10,10 +10,26 @@ from datetime import datetime
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from pydantic import BaseModel, RootModel
+from pydantic import BaseModel, RootModel, ValidationError
 
-from secateur._http import Call, Emit, Pause, Request, Stream, receive, send
-from secateur.errors import WaitTimeoutError
+from secateur._http import (
+    Call,
+    Emit,
+    Open,
+    Pause,
+    Read,
+    Reply,
+    Request,
+    Stream,
+    failure,
+    is_good,
+    is_transient,
+    pause_after,
+    receive,
+    send,
+)
+from secateur._sse import Decoder
+from secateur.errors import UnexpectedAnswerError, WaitTimeoutError
 from secateur.recipes import PruneRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
@@ -25,6 +41,9 @@ from secateur.schemas.webhooks import WebhookDelivery, WebhookDeliveryPage, Webh
 
 WAIT_SECONDS = 20.0
 _SHORTEST_ROUND = 0.5
+_HEARTBEAT_SECONDS = 15.0
+_STREAM_TRIES = 8
+_NO_MORE = 204
 _WEBHOOKS = "/v1/webhook-endpoints"
 
 Item = TypeVar("Item", bound=BaseModel)
@@ -80,6 +99,51 @@ def events_of_job(job_id: str, *, after: int = 0) -> Stream[Event]:
             after = event.seq
             yield Emit(event)
         more = page.has_more and bool(page.data)
+
+
+def stream_events(job_id: str, *, after: int = 0) -> Stream[Event]:
+    """What happens to the job, while it happens, from the event behind number `after` on; ends with the job.
+
+    Each event comes once: a stream that breaks off is opened again where it was. Raises UnreachableError if that fails for
+    about half a minute.
+    """
+    tries, retry_seconds = 0, 0.0
+    while True:
+        outcome = yield Open(_event_stream(job_id, after))
+        if is_good(outcome):
+            if outcome.status == _NO_MORE:
+                return
+            tries, decoder = 0, _decoder(outcome)
+            while piece := (yield Read()):
+                for data in decoder.feed(piece):
+                    event = _event(data)
+                    after = event.seq
+                    yield Emit(event)
+                    if event.type == "status" and event.data["status"] in TERMINAL:
+                        return
+            retry_seconds = decoder.retry_seconds
+        tries += 1
+        if not is_good(outcome) and (tries == _STREAM_TRIES or not is_transient(outcome)):
+            raise failure(outcome)
+        yield Pause(max(pause_after(tries, outcome), min(retry_seconds, WAIT_SECONDS)))
+
+
+def _event_stream(job_id: str, after: int) -> Request:
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    return Request("GET", f"{_of_job(job_id)}/events", headers=headers, patience=_HEARTBEAT_SECONDS)
+
+
+def _decoder(reply: Reply) -> Decoder:
+    if not reply.headers.get("content-type", "").startswith("text/event-stream"):
+        raise UnexpectedAnswerError("The service sent no stream of events. Its version may be too old for this client.")
+    return Decoder()
+
+
+def _event(data: str) -> Event:
+    try:
+        return Event.model_validate_json(data)
+    except ValidationError as error:
+        raise UnexpectedAnswerError("An event is not what this client knows; its version may be too old.") from error
 
 
 def watch_job(job_id: str) -> Stream[Job]:

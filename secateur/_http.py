@@ -1,7 +1,8 @@
 """The client's conversation with the service, without any input or output of its own.
 
 A call is a generator: it yields steps (a request to send, a pause, work on files, an item for the caller's loop) and is sent
-what came of them. `client.py` drives the same calls in two ways, blocking and on an event loop, so nothing is written twice.
+what came of them. `_drivers.py` carries out the same calls in two ways, blocking and on an event loop, so nothing is written
+twice.
 """
 
 from __future__ import annotations
@@ -67,6 +68,21 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Open:
+    """Send a request and leave its answer open, instead of the one that was; the driver answers as to a `Request`.
+
+    The body of a good answer is then had by `Read`, piece by piece.
+    """
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Wait for the next piece of the open answer; the driver answers with it, or with no bytes if it ended or broke off."""
+
+
+@dataclass(frozen=True, slots=True)
 class Emit(Generic[T]):
     """Hand an item to the caller's loop."""
 
@@ -76,7 +92,7 @@ class Emit(Generic[T]):
 Call = Generator[Request | Pause | Work, Any, T]
 """A call that returns a T."""
 
-Stream = Generator[Request | Pause | Work | Emit[T], Any, None]
+Stream = Generator[Request | Pause | Work | Open | Read | Emit[T], Any, None]
 """A call that hands out T after T."""
 
 

@@ -8,131 +8,29 @@ with Client() as client:
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import update_wrapper
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-import httpx2
-
-from secateur import __version__, _calls
+from secateur import _calls
 from secateur._download import download
-from secateur._http import Call, Emit, Pause, Reply, Request, Stream, Work
-from secateur.connection import Connection, find
-from secateur.errors import UnreachableError
+from secateur._drivers import AsyncDriver, Driver
+from secateur._http import Call, Stream
+from secateur.connection import find
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
-Step = TypeVar("Step")
 T = TypeVar("T")
 
 
-class _Driver:
-    """Carries out the steps of calls, one after the other, in the caller's thread."""
-
-    def __init__(self, connection: Connection, timeout: float) -> None:
-        self._timeout = timeout
-        self.http = httpx2.Client(base_url=connection.url, headers=_headers(connection))
-
-    def run(self, call: Call[T]) -> T:
-        with closing(call):
-            step = _resume(call)
-            while not isinstance(step, _Result):
-                step = _resume(call, self._do(step))
-            return step.value
-
-    def iterate(self, stream: Stream[T]) -> Iterator[T]:
-        with closing(stream):
-            step = _resume(stream)
-            while not isinstance(step, _Result):
-                if isinstance(step, Emit):
-                    yield step.item
-                    step = _resume(stream)
-                else:
-                    step = _resume(stream, self._do(step))
-
-    def _do(self, step: Request | Pause | Work) -> Any:
-        match step:
-            case Request():
-                return self._send(step)
-            case Pause():
-                return time.sleep(step.seconds)
-            case Work():
-                return step.function()
-
-    def _send(self, request: Request) -> Reply | UnreachableError:
-        try:
-            with self.http.stream(**_arguments(request, self._timeout)) as response:
-                head = _head(response)
-                if request.into is None or response.is_error:
-                    return Reply(head.status, head.headers, response.read())
-                write = request.into(head)
-                # Pieces as they come: one that was gathered up to a size would be lost when the line breaks.
-                for piece in response.iter_raw():
-                    write(piece)
-                return head
-        except httpx2.HTTPError as error:
-            return _unreachable(self.http.base_url, error)
-
-
-class _AsyncDriver:
-    """Carries out the steps of calls on an event loop; what blocks goes to a thread."""
-
-    def __init__(self, connection: Connection, timeout: float) -> None:
-        self._timeout = timeout
-        self.http = httpx2.AsyncClient(base_url=connection.url, headers=_headers(connection))
-
-    async def run(self, call: Call[T]) -> T:
-        with closing(call):
-            step = _resume(call)
-            while not isinstance(step, _Result):
-                step = _resume(call, await self._do(step))
-            return step.value
-
-    async def iterate(self, stream: Stream[T]) -> AsyncIterator[T]:
-        with closing(stream):
-            step = _resume(stream)
-            while not isinstance(step, _Result):
-                if isinstance(step, Emit):
-                    yield step.item
-                    step = _resume(stream)
-                else:
-                    step = _resume(stream, await self._do(step))
-
-    async def _do(self, step: Request | Pause | Work) -> Any:
-        match step:
-            case Request():
-                return await self._send(step)
-            case Pause():
-                return await asyncio.sleep(step.seconds)
-            case Work():
-                return await asyncio.to_thread(step.function)
-
-    async def _send(self, request: Request) -> Reply | UnreachableError:
-        try:
-            async with self.http.stream(**_arguments(request, self._timeout)) as response:
-                head = _head(response)
-                if request.into is None or response.is_error:
-                    return Reply(head.status, head.headers, await response.aread())
-                write = request.into(head)
-                async for piece in response.aiter_raw():
-                    await asyncio.to_thread(write, piece)
-                return head
-        except httpx2.HTTPError as error:
-            return _unreachable(self.http.base_url, error)
-
-
 class _Blocking:
-    def __init__(self, driver: _Driver) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
 
 
 class _Async:
-    def __init__(self, driver: _AsyncDriver) -> None:
+    def __init__(self, driver: AsyncDriver) -> None:
         self._driver = driver
 
 
@@ -192,6 +90,7 @@ class Jobs(_Blocking):
     retry = _blocking(_calls.retry_job)
     retry_integrations = _blocking(_calls.retry_integrations)
     events = _blocking_loop(_calls.events_of_job)
+    stream_events = _blocking_loop(_calls.stream_events)
     watch = _blocking_loop(_calls.watch_job)
     wait = _blocking(_calls.wait_for_job)
     report = _blocking(_calls.report_of_job)
@@ -209,6 +108,7 @@ class AsyncJobs(_Async):
     retry = _async(_calls.retry_job)
     retry_integrations = _async(_calls.retry_integrations)
     events = _async_loop(_calls.events_of_job)
+    stream_events = _async_loop(_calls.stream_events)
     watch = _async_loop(_calls.watch_job)
     wait = _async(_calls.wait_for_job)
     report = _async(_calls.report_of_job)
@@ -248,7 +148,7 @@ class Client(_Blocking):
 
     def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
-        super().__init__(_Driver(find(base_url, api_key), timeout))
+        super().__init__(Driver(find(base_url, api_key), timeout))
         self.jobs = Jobs(self._driver)
         self.webhooks = Webhooks(self._driver)
 
@@ -274,7 +174,7 @@ class AsyncClient(_Async):
 
     def __init__(self, base_url: str | None = None, api_key: str | None = None, *, timeout: float = 30) -> None:
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
-        super().__init__(_AsyncDriver(find(base_url, api_key), timeout))
+        super().__init__(AsyncDriver(find(base_url, api_key), timeout))
         self.jobs = AsyncJobs(self._driver)
         self.webhooks = AsyncWebhooks(self._driver)
 
@@ -286,45 +186,3 @@ class AsyncClient(_Async):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Result(Generic[T]):
-    value: T
-
-
-def _resume(call: Generator[Step, Any, T], answer: Any = None) -> Step | _Result[T]:
-    """The call's next step, or what it returned."""
-    try:
-        return call.send(answer)
-    except StopIteration as end:
-        return _Result(end.value)
-
-
-def _headers(connection: Connection) -> dict[str, str]:
-    return {
-        "Authorization": f"Bearer {connection.key}",
-        "User-Agent": f"secateur/{__version__}",
-        "Accept": "application/json",
-    }
-
-
-def _arguments(request: Request, timeout: float) -> dict[str, Any]:
-    return {
-        "method": request.method,
-        "url": request.path,
-        "params": list(request.parameters),
-        "json": request.json,
-        "headers": dict(request.headers),
-        "timeout": timeout + request.patience,
-        # Bytes may lie elsewhere; a redirect to another host is not shown the key.
-        "follow_redirects": request.into is not None,
-    }
-
-
-def _head(response: httpx2.Response) -> Reply:
-    return Reply(response.status_code, {name.lower(): value for name, value in response.headers.items()})
-
-
-def _unreachable(url: httpx2.URL, error: httpx2.HTTPError) -> UnreachableError:
-    return UnreachableError(f"The service at {url} cannot be reached: {str(error) or type(error).__name__}")

@@ -35,6 +35,7 @@ _ROWS = (
     Kind("validation_error", 422, "The request is not valid"),
     Kind("idempotency_key_reused", 422, "The idempotency key was used for another request"),
     Kind("idempotency_key_in_flight", 409, "A request with this idempotency key is under way", retryable=True),
+    Kind("too_many_streams", 429, "Too many event streams are open", retryable=True),
     Kind("internal_error", 500, "Something went wrong on our side", retryable=True),
     Kind("service_unavailable", 503, "A part of the service does not answer", retryable=True),
     # Jobs

@@ -121,7 +121,10 @@ def _programs(state: Path, environ: Mapping[str, str], listener: socket.socket) 
     logs.mkdir(exist_ok=True, mode=0o700)
     python = (sys.executable, "-m")
     # The API is handed the listening socket: while it restarts, connections wait instead of being refused.
-    api = (*python, "uvicorn", "--factory", "app.main:create_app", "--fd", str(listener.fileno()), "--no-access-log")
+    # A client that takes nothing of its answer must not hold up the end.
+    patience = ("--timeout-graceful-shutdown", "8")
+    serve = (*python, "uvicorn", "--factory", "app.main:create_app", "--no-access-log", *patience)
+    api = (*serve, "--fd", str(listener.fileno()))
     worker = (
         *python,
         "celery",

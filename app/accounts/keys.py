@@ -8,7 +8,7 @@ from collections.abc import Collection
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import ApiKey, Tenant
@@ -76,3 +76,9 @@ async def find(session: AsyncSession, key: str, *, keyring: Keyring, at: datetim
     if row is None or row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= at):
         return None
     return row
+
+
+async def in_force(session: AsyncSession, key_ids: Collection[str], *, at: datetime) -> set[str]:
+    """Those of `key_ids` whose keys are neither revoked nor expired."""
+    lasting = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > at)
+    return set(await session.scalars(select(ApiKey.id).where(ApiKey.id.in_(key_ids), ApiKey.revoked_at.is_(None), lasting)))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.auth import ArtifactsReader, AuthenticatedRoute, Caller, JobsReader, JobsWriter
@@ -22,7 +22,7 @@ from app.jobs.models import OutboxMessage
 from app.jobs.repository import JobFilter, Look
 from app.jobs.states import TERMINAL, Status
 from app.jobs.views import show
-from app.kit import clock
+from app.kit import clock, sse
 from app.kit.errors import declare
 from app.kit.pagination import cut, read_cursor
 from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
@@ -35,6 +35,7 @@ from secateur.schemas.events import Event, EventList
 from secateur.schemas.jobs import Job, JobPage
 
 LOOK_SECONDS = 0.25
+_MAX_SEQ = 2**31 - 1
 
 Queued = tuple[JobRow, OutboxMessage]
 
@@ -203,19 +204,50 @@ async def _change(parts: Parts, job_id: str, first: Look | None, request: Reques
                 return
 
 
-@router.get("/{job_id}/events", responses=declare("not_found"))
+@router.get(
+    "/{job_id}/events",
+    response_model=EventList,
+    responses={
+        200: {"content": {sse.MEDIA_TYPE: {"schema": {"type": "string"}}}},
+        204: {"description": "A stream was asked for, and the job has ended with no event behind the last one known."},
+        **declare("not_found", "too_many_streams"),
+    },
+)
 async def list_events(
     job_id: str,
     parts: PartsDep,
     caller: JobsReader,
-    after: Annotated[int, Query(ge=0, le=2**31 - 1, description="The `seq` of the last event that is known.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> EventList:
-    """What happened to the job, oldest first."""
+    *,
+    after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="The `seq` of the last event that is known.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Of a list; a stream has none.")] = 100,
+    accept: Annotated[str, Header(include_in_schema=False)] = "",
+    last_event_id: Annotated[
+        int | None,
+        Header(alias="Last-Event-ID", ge=0, le=_MAX_SEQ, description="Where a stream goes on; it counts more than `after`."),
+    ] = None,
+) -> Response | EventList:
+    """What happened to the job, oldest first.
+
+    With `Accept: text/event-stream` the events are streamed as they happen, up to the job's end: `id` is `seq`, `event` is
+    `type`, `data` an event as in the list. While nothing happens there is a comment now and then.
+    """
+    if sse.is_wanted(accept):
+        return await _stream(parts, caller, job_id, after if last_event_id is None else last_event_id)
     async with parts.database.read() as session:
         await _found(session, caller.tenant.id, job_id)
         events = await repository.events_after(session, job_id, after, limit + 1)
     return EventList(data=[Event.model_validate(event) for event in events[:limit]], has_more=len(events) > limit)
+
+
+async def _stream(parts: Parts, caller: Caller, job_id: str, after: int) -> Response:
+    async with parts.database.read() as session:
+        job = await _found(session, caller.tenant.id, job_id)
+    ended = job.status in TERMINAL
+    if ended and after >= job.event_seq:
+        return Response(status_code=204)  # a browser does not open the stream once more
+    follower = parts.broadcaster.join(job_id, seq=job.event_seq, tenant_id=caller.tenant.id, key_id=caller.key_id)
+    frames = parts.broadcaster.frames(follower, after=after, ended=ended)
+    return sse.EventStream(frames, on_end=lambda: parts.broadcaster.leave(follower))
 
 
 @router.get("/{job_id}/report", responses=declare("not_found", "job_not_finished"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, func, literal, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.artifacts.models import Artifact
@@ -115,6 +115,18 @@ async def events_after(session: AsyncSession, job_id: str, seq: int, limit: int)
     """The job's events with a number above `seq`, oldest first."""
     query = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
     return (await session.scalars(query)).all()
+
+
+async def event_heads(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, int]:
+    """The number of each job's newest event."""
+    rows = await session.execute(select(Job.id, Job.event_seq).where(Job.id.in_(job_ids)))
+    return {row.id: row.event_seq for row in rows}
+
+
+async def events_behind(session: AsyncSession, positions: Mapping[str, int], limit: int) -> Sequence[Event]:
+    """Events of several jobs, each with a number above the one that `positions` has for its job; each job's oldest first."""
+    news = or_(*(and_(Event.job_id == id_, Event.seq > seq) for id_, seq in positions.items()))
+    return (await session.scalars(select(Event).where(news).order_by(Event.job_id, Event.seq).limit(limit))).all()
 
 
 async def artifacts_of(session: AsyncSession, job_ids: Collection[str]) -> Mapping[str, list[Artifact]]:

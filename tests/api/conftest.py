@@ -49,6 +49,13 @@ def settings(tmp_path: Path, database_url: str, broker_url: str) -> Settings:
 @pytest.fixture
 async def service(settings: Settings, database: Database) -> AsyncIterator[Service]:
     """A service with a tenant."""
+    async with serve_with_tenant(settings, database) as service:
+        yield service
+
+
+@asynccontextmanager
+async def serve_with_tenant(settings: Settings, database: Database) -> AsyncIterator[Service]:
+    """A service with these settings, and a tenant."""
     key = (await bootstrap(database, settings)).read_text().strip()
     async with database.read() as session:
         tenant = (await session.scalars(select(Tenant))).one()
