@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install mlflow demo up test test-fast bench-engine bench-memory bench-quality check format openapi constraints clean
+.PHONY: help install mlflow demo up test test-fast state-machine bench-engine bench-memory bench-quality check format openapi constraints clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: install mlflow ## Run every test, the demo model's included
 
 test-fast: install ## Run the tests but those of the demo model
 	@$(BIN)/pytest -m 'not real_model'
+
+state-machine: install ## Drive the life of jobs through 2 000 random runs on SQLite and on PostgreSQL (SEED=…; about 20 minutes)
+	@SECATEUR_STATE_MACHINE_RUNS=$(or $(RUNS),2000) $(BIN)/pytest tests/api/test_state_machine.py --hypothesis-seed=$(or $(SEED),0)
 
 bench-engine: install ## Time the engine beside llm-compressor on the demo model (`make demo` makes it)
 	@$(BIN)/python -m benchmarks.engine

@@ -33,7 +33,7 @@ from secateur.errors import UnexpectedAnswerError, WaitTimeoutError
 from secateur.recipes import PruneRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
-from secateur.schemas.jobs import TERMINAL, Job
+from secateur.schemas.jobs import TERMINAL, Attempt, AttemptList, Job
 from secateur.schemas.methods import Method, MethodList
 from secateur.schemas.models import Model, ModelPage
 from secateur.schemas.pages import Page
@@ -182,6 +182,11 @@ def report_of_job(job_id: str) -> Call[dict[str, Any]]:
 def artifacts_of_job(job_id: str) -> Call[list[Artifact]]:
     """The files that the job made, by name."""
     return (yield from receive(Request("GET", f"{_of_job(job_id)}/artifacts"), ArtifactList)).data
+
+
+def attempts_of_job(job_id: str) -> Call[list[Attempt]]:
+    """Who worked on the job, and how each of them left it, oldest first."""
+    return (yield from receive(Request("GET", f"{_of_job(job_id)}/attempts"), AttemptList)).data
 
 
 def list_methods() -> Call[list[Method]]:

@@ -95,6 +95,7 @@ class Jobs(_Blocking):
     wait = _blocking(_calls.wait_for_job)
     report = _blocking(_calls.report_of_job)
     artifacts = _blocking(_calls.artifacts_of_job)
+    attempts = _blocking(_calls.attempts_of_job)
     download = _blocking(download)
 
 
@@ -113,6 +114,7 @@ class AsyncJobs(_Async):
     wait = _async(_calls.wait_for_job)
     report = _async(_calls.report_of_job)
     artifacts = _async(_calls.artifacts_of_job)
+    attempts = _async(_calls.attempts_of_job)
     download = _async(download)
 
 

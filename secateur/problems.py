@@ -42,6 +42,8 @@ _ROWS = (
     Kind("job_not_cancellable", 409, "The job has ended and cannot be cancelled"),
     Kind("job_not_retryable", 409, "Only a failed, cancelled or expired job can be retried"),
     Kind("job_not_finished", 409, "The job has not finished"),
+    Kind("max_runtime_exceeded", 422, "The job has run for as long as it may"),
+    Kind("start_deadline_missed", 503, "The job was not begun in time", retryable=True),
     Kind("worker_lost", 500, "The worker was lost, again and again", retryable=True),
     # Webhooks and integrations
     Kind("webhook_endpoint_disabled", 409, "The webhook endpoint is disabled"),

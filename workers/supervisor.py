@@ -26,7 +26,7 @@ from app.artifacts.store import Store, open_store
 from app.jobs import claims
 from app.jobs.models import Job
 from app.jobs.repository import finished_among
-from app.jobs.states import Status
+from app.jobs.states import TERMINAL, Status
 from app.kit.db import Database, moment
 from app.kit.keyring import load_keyring
 from app.settings import Settings
@@ -112,14 +112,14 @@ class Attempt:
         try:
             product = await self._guarded(self._produce())
         except (ProblemError, ChildProblemError) as problem:
-            await self._settle(partial(claims.fail, error=problem.as_document()))
+            await self._fail(problem.as_document())
         except LetGoError as let_go:
             await self._let_go(let_go.reason)
         except ChildLostError as lost:
             await self._lose(lost)
         except Exception as unforeseen:
             log.exception("attempt_broke")
-            await self._settle(partial(claims.fail, error=_told(unforeseen).as_document()))
+            await self._fail(_told(unforeseen).as_document())
         else:
             await self._settle(partial(claims.succeed, **product))
         log.info("attempt_ended")
@@ -264,21 +264,23 @@ class Attempt:
     async def _let_go(self, reason: Reason) -> None:
         log.info("attempt_let_go", reason=reason.name)
         if reason is Reason.DRAINED:
-            await self._settle(claims.release, ended=False)
+            await self._settle(claims.release)
         elif reason is Reason.CANCELLED:
             await self._settle(claims.confirm_cancelled)
 
-    async def _settle(self, write: Callable[..., Awaitable[bool]], *, ended: bool = True) -> None:
+    async def _fail(self, error: Mapping[str, Any]) -> None:
+        await self._settle(partial(claims.fail, error=error, max_barren_attempts=self._settings.worker.max_barren_attempts))
+
+    async def _settle(self, write: Callable[..., Awaitable[Status | None]]) -> None:
         """Write how the attempt ended. If that comes too late, the job was cancelled in the last moment, or is not ours.
 
         Files are removed only when the job has ended: the next attempt begins with the blocks that this one finished.
         """
-        if not await self._persist(write):
-            ended = await self._persist(claims.confirm_cancelled)
-        if ended:
+        status = await self._persist(write) or await self._persist(claims.confirm_cancelled)
+        if status in TERMINAL:
             await asyncio.to_thread(shutil.rmtree, self._job_folder, ignore_errors=True)
 
-    async def _persist(self, write: Callable[..., Awaitable[bool]]) -> bool:
+    async def _persist(self, write: Callable[..., Awaitable[Status | None]]) -> Status | None:
         """One fenced write, tried again for as long as the lease lasts."""
         while True:
             try:

@@ -1,7 +1,8 @@
 """What a worker writes: it claims a job, keeps it, and says how it ended.
 
 Every write names the attempt that makes it. If another attempt has the job by now, or it has ended, the writer is fenced:
-nothing is written, and it is told so. All sessions are those of `Database.write()`.
+nothing is written, and it is told so (None, or False). What ends an attempt returns the state that the job is in then. All
+sessions are those of `Database.write()`.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from app.artifacts.models import Artifact
 from app.integrations import repository as integrations
 from app.jobs import events, repository
 from app.jobs.events import LogLine
-from app.jobs.models import Job, OutboxMessage
-from app.jobs.states import ACTIVE, Status
+from app.jobs.models import Attempt, Job, OutboxMessage
+from app.jobs.states import ACTIVE, Outcome, Status
 from app.kit.ids import new_id
+from secateur.schemas.events import Level
+
+# Another worker, or the same one later, may do better; whatever else a run fails with, it would fail with again.
+INFRASTRUCTURE = frozenset({"service_unavailable", "hub_unavailable", "mlflow_unavailable", "disk_full"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +39,18 @@ class NewArtifact:
 
 async def claim(session: AsyncSession, *, queues: Sequence[str], worker: str, lease: timedelta, at: datetime) -> Job | None:
     """Take the best queued job of `queues`, by priority and then age, as its next attempt; None if there is none."""
-    job = await repository.best_queued(session, queues)
+    job = await repository.best_queued(session, queues, at)
     if job is None:
         return None
+    if job.max_runtime_seconds is not None:
+        job.stop_by = at + timedelta(seconds=job.max_runtime_seconds) - await repository.run_so_far(session, job.id)
     job.attempt += 1
     job.barren_attempts += 1
     job.worker = worker
     job.lease_expires_at = at + lease
     job.stage = job.progress = None
+    begun = {"worker": worker, "queue": job.queue, "blocks_done": job.blocks_done, "started_at": at}
+    session.add(Attempt(job_id=job.id, number=job.attempt, **begun))
     events.move(session, job, Status.RUNNING, f"attempt {job.attempt} has begun", at=at)
     return job
 
@@ -104,52 +113,81 @@ async def succeed(
     report: Mapping[str, Any],
     artifacts: Sequence[NewArtifact],
     at: datetime,
-) -> bool:
-    """End the job with its results. False if fenced, or if it is to be cancelled."""
+) -> Status | None:
+    """End the job with its results. None if fenced, or if it is to be cancelled."""
     job = await repository.attempted(session, job_id, attempt, {Status.RUNNING})
     if job is None:
-        return False
+        return None
     job.metrics, job.report = dict(metrics), dict(report)
     made = {"tenant_id": job.tenant_id, "job_id": job.id, "created_at": at}
     session.add_all(Artifact(id=new_id("art"), **asdict(artifact), **made) for artifact in artifacts)
     await integrations.start(session, job.id, at=at)
-    events.move(session, job, Status.SUCCEEDED, "the job has succeeded", at=at)
-    return True
+    return await leave(session, job, Status.SUCCEEDED, Outcome.SUCCEEDED, "the job has succeeded", at=at)
 
 
-async def fail(session: AsyncSession, job_id: str, attempt: int, *, error: Mapping[str, Any], at: datetime) -> bool:
-    """End the job with a problem document. False if fenced, or if it is to be cancelled."""
+async def fail(
+    session: AsyncSession,
+    job_id: str,
+    attempt: int,
+    *,
+    error: Mapping[str, Any],
+    max_barren_attempts: int,
+    larger_queue: str | None = None,
+    at: datetime,
+) -> Status | None:
+    """End the attempt with a problem document, and the job with it, unless another attempt may do better.
+
+    One that ran out of memory is moved to `larger_queue`, once. One that failed for want of something around it waits for
+    another attempt, unless this was the last of `max_barren_attempts`. None if fenced, or if the job is to be cancelled.
+    """
     job = await repository.attempted(session, job_id, attempt, {Status.RUNNING})
     if job is None:
-        return False
+        return None
+    detail = str(error["detail"])
+    out_of_memory = error["code"] == "out_of_memory"
+    if out_of_memory and larger_queue and not job.outgrown_queue:
+        job.outgrown_queue, job.queue, job.barren_attempts = job.queue, larger_queue, 0
+        return await requeue(session, job, Outcome.OUT_OF_MEMORY, f"{detail}; the job waits for {larger_queue}", at=at)
+    if error["code"] in INFRASTRUCTURE and job.barren_attempts < max_barren_attempts:
+        return await requeue(session, job, Outcome.FAILED, f"{detail}; the job waits for another attempt", at=at)
     job.error = dict(error)
-    events.move(session, job, Status.FAILED, str(error["detail"]), at=at, level="error")
-    return True
+    outcome = Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.FAILED
+    return await leave(session, job, Status.FAILED, outcome, detail, at=at, level="error")
 
 
-async def confirm_cancelled(session: AsyncSession, job_id: str, attempt: int, *, at: datetime) -> bool:
-    """End a job that was to be cancelled, now that nothing of it runs. False if fenced, or if nobody cancelled it."""
+async def confirm_cancelled(session: AsyncSession, job_id: str, attempt: int, *, at: datetime) -> Status | None:
+    """End a job that was to be cancelled, now that nothing of it runs. None if fenced, or if nobody cancelled it."""
     job = await repository.attempted(session, job_id, attempt, {Status.CANCELLING})
     if job is None:
-        return False
-    events.move(session, job, Status.CANCELLED, "the job is cancelled", at=at)
-    return True
+        return None
+    return await leave(session, job, Status.CANCELLED, Outcome.CANCELLED, "the job is cancelled", at=at)
 
 
-async def release(session: AsyncSession, job_id: str, attempt: int, *, at: datetime) -> bool:
-    """Give the job back to its queue, because the worker is drained. False if fenced, or if it is to be cancelled."""
+async def release(session: AsyncSession, job_id: str, attempt: int, *, at: datetime) -> Status | None:
+    """Give the job back to its queue, because the worker is drained. None if fenced, or if it is to be cancelled."""
     job = await repository.attempted(session, job_id, attempt, {Status.RUNNING})
     if job is None:
-        return False
+        return None
     job.barren_attempts = max(0, job.barren_attempts - 1)
-    requeue(session, job, "the worker was told to stop; the job waits for another one", at=at)
-    return True
+    told = "the worker was told to stop; the job waits for another one"
+    return await requeue(session, job, Outcome.DRAINED, told, at=at)
 
 
-def requeue(session: AsyncSession, job: Job, message: str, *, at: datetime) -> OutboxMessage:
-    """Put the job, whose row is locked, back into its queue, and have the doorbell rung."""
-    events.move(session, job, Status.QUEUED, message, at=at)
-    return announce(session, job, at=at)
+async def requeue(session: AsyncSession, job: Job, outcome: Outcome, message: str, *, at: datetime) -> Status:
+    """End the attempt of the job, whose row is locked; put the job back into its queue, and have the doorbell rung."""
+    announce(session, job, at=at)
+    return await leave(session, job, Status.QUEUED, outcome, message, at=at, level="warning")
+
+
+async def leave(
+    session: AsyncSession, job: Job, status: Status, outcome: Outcome, message: str, *, at: datetime, level: Level = "info"
+) -> Status:
+    """Take the job, whose row is locked, from its worker: the attempt is over, and the job is in `status` now."""
+    mine = (Attempt.job_id == job.id, Attempt.number == job.attempt)
+    ended = {"ended_at": at, "outcome": outcome, "blocks_done": job.blocks_done}
+    await session.execute(update(Attempt).where(*mine).values(**ended))
+    events.move(session, job, status, message, at=at, level=level)
+    return status
 
 
 def announce(session: AsyncSession, job: Job, *, at: datetime) -> OutboxMessage:

@@ -32,7 +32,7 @@ from secateur.problems import ProblemError
 from secateur.recipes import PruneRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
-from secateur.schemas.jobs import Job, JobPage
+from secateur.schemas.jobs import Attempt, AttemptList, Job, JobPage
 
 LOOK_SECONDS = 0.25
 _MAX_SEQ = 2**31 - 1
@@ -261,6 +261,15 @@ async def get_report(job_id: str, parts: PartsDep, caller: JobsReader) -> dict[s
     if job.status in TERMINAL:
         raise ProblemError("not_found", f"job {job_id} has {job.status} and left no report")
     raise ProblemError("job_not_finished", f"job {job_id} is {job.status}; there is a report when it has succeeded")
+
+
+@router.get("/{job_id}/attempts", responses=declare("not_found"))
+async def list_attempts(job_id: str, parts: PartsDep, caller: JobsReader) -> AttemptList:
+    """Who worked on the job, and how each of them left it."""
+    async with parts.database.read() as session:
+        await _found(session, caller.tenant.id, job_id)
+        attempts = await repository.attempts_of(session, job_id)
+    return AttemptList(data=[Attempt.model_validate(attempt) for attempt in attempts])
 
 
 @router.get("/{job_id}/artifacts", responses=declare("not_found"))

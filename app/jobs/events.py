@@ -73,7 +73,7 @@ def move(session: AsyncSession, job: Job, status: Status, message: str, *, at: d
     if status in TERMINAL:
         job.finished_at = at
     if status in TERMINAL or status is Status.QUEUED:
-        job.worker = job.lease_expires_at = None
+        job.worker = job.lease_expires_at = job.stop_by = None
     write(session, job, "status", message, at=at, level=level, data={"status": status, "attempt": job.attempt})
     tell(session, job, at=at)
 

@@ -1,7 +1,8 @@
-"""A job, its events, its doorbell and the record of the request that made it."""
+"""A job, its attempts and events, its doorbell and the record of the request that made it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -9,16 +10,24 @@ from sqlalchemy import CheckConstraint, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.accounts.models import Tenant
-from app.jobs.states import Status
+from app.jobs.states import ACTIVE, TERMINAL, Outcome, Status
 from app.kit.db import Base
 
-_STATUSES = ", ".join(f"'{status}'" for status in Status)
+
+def _one_of(column: str, values: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"
+
+
+_ACTIVE = _one_of("status", sorted(ACTIVE))
+_TERMINAL = _one_of("status", sorted(TERMINAL))
 
 
 class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
-        CheckConstraint(f"status IN ({_STATUSES})", name="status"),
+        CheckConstraint(_one_of("status", Status), name="status"),
+        CheckConstraint(f"({_ACTIVE}) = (lease_expires_at IS NOT NULL)", name="lease"),
+        CheckConstraint(f"({_TERMINAL}) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
         Index("ix_jobs_status_queue_priority_created_at", "status", "queue", "priority", "created_at"),
     )
@@ -37,6 +46,10 @@ class Job(Base):
     """The recipe's `metadata`, apart so that lists can filter by it."""
     queue: Mapped[str] = mapped_column(String(40), default="default")
     priority: Mapped[int] = mapped_column(default=0)
+    max_runtime_seconds: Mapped[int | None]
+    """All attempts together may run so long."""
+    start_by: Mapped[datetime | None]
+    """The job expires if its first attempt has not begun by then."""
     retry_of: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
 
     attempt: Mapped[int] = mapped_column(default=0)
@@ -47,6 +60,10 @@ class Job(Base):
     """The most blocks that any attempt has finished."""
     worker: Mapped[str | None] = mapped_column(String(200))
     lease_expires_at: Mapped[datetime | None]
+    stop_by: Mapped[datetime | None]
+    """When the attempt that runs has used up `max_runtime_seconds`."""
+    outgrown_queue: Mapped[str | None] = mapped_column(String(40))
+    """The queue on whose workers the job ran out of memory, before it was moved up."""
     progress: Mapped[dict[str, Any] | None]
     event_seq: Mapped[int] = mapped_column(default=0)
     """The newest event's number; raised under this row's lock."""
@@ -61,6 +78,26 @@ class Job(Base):
     started_at: Mapped[datetime | None]
     cancelling_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+
+
+class Attempt(Base):
+    """One worker's try at a job: written by the claim, ended by whatever takes the job from the worker."""
+
+    __tablename__ = "attempts"
+    __table_args__ = (
+        CheckConstraint(_one_of("outcome", Outcome), name="outcome"),
+        CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
+    )
+
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    worker: Mapped[str] = mapped_column(String(200))
+    queue: Mapped[str] = mapped_column(String(40))
+    blocks_done: Mapped[int]
+    """The job's finished blocks when the attempt ended; before that, when it began."""
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(String(16))
 
 
 class Event(Base):

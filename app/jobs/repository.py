@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, func, literal, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, and_, false, func, literal, not_, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.artifacts.models import Artifact
-from app.jobs.models import Event, Job
+from app.jobs.models import Attempt, Event, Job
 from app.jobs.states import ACTIVE, TERMINAL, Status
 from app.kit.pagination import Position
 
@@ -53,11 +53,11 @@ async def attempted(session: AsyncSession, job_id: str, attempt: int, statuses: 
     return await session.scalar(_locked(select(Job).where(*mine)))
 
 
-async def best_queued(session: AsyncSession, queues: Collection[str]) -> Job | None:
+async def best_queued(session: AsyncSession, queues: Collection[str], at: datetime) -> Job | None:
     """The queued job that is to run next, locked; jobs that another worker is just claiming are passed over."""
     query = (
         select(Job)
-        .where(Job.status == Status.QUEUED, Job.queue.in_(queues))
+        .where(Job.status == Status.QUEUED, Job.queue.in_(queues), not_(_is_late(at)))
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(1)
     )
@@ -68,6 +68,34 @@ async def lost(session: AsyncSession, at: datetime) -> Sequence[Job]:
     """Jobs whose lease has run out, locked; those that somebody else is just changing are passed over."""
     query = select(Job).where(Job.status.in_(ACTIVE), Job.lease_expires_at < at)
     return (await session.scalars(_locked(query, skip=True))).all()
+
+
+async def overrunning(session: AsyncSession, at: datetime) -> Sequence[Job]:
+    """Running jobs that have used up their time, locked, as above."""
+    query = select(Job).where(Job.status == Status.RUNNING, Job.stop_by < at)
+    return (await session.scalars(_locked(query, skip=True))).all()
+
+
+async def late(session: AsyncSession, at: datetime) -> Sequence[Job]:
+    """Queued jobs that should have begun by now, locked, as above."""
+    query = select(Job).where(Job.status == Status.QUEUED, _is_late(at))
+    return (await session.scalars(_locked(query, skip=True))).all()
+
+
+def _is_late(at: datetime) -> ColumnElement[bool]:
+    """Only the first attempt has to begin in time; one that follows a lost one may not."""
+    return and_(Job.attempt == 0, func.coalesce(Job.start_by < at, false()))
+
+
+async def attempts_of(session: AsyncSession, job_id: str) -> Sequence[Attempt]:
+    """The job's attempts, oldest first."""
+    return (await session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number))).all()
+
+
+async def run_so_far(session: AsyncSession, job_id: str) -> timedelta:
+    """How long the job's attempts that are over have run, all together."""
+    over = (one for one in await attempts_of(session, job_id) if one.ended_at is not None)
+    return sum(((one.ended_at or one.started_at) - one.started_at for one in over), timedelta())
 
 
 async def finished_among(session: AsyncSession, job_ids: Collection[str]) -> Sequence[str]:

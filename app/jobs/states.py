@@ -1,12 +1,12 @@
-"""The ways between the states of a job, in one table."""
+"""The ways between the states of a job, in one table, and how an attempt at one can end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from secateur.schemas.jobs import TERMINAL, Status
+from secateur.schemas.jobs import TERMINAL, Outcome, Status
 
-__all__ = ["ACTIVE", "RETRYABLE", "TERMINAL", "TRANSITIONS", "Status", "sources_of"]
+__all__ = ["ACTIVE", "RETRYABLE", "TERMINAL", "TRANSITIONS", "Outcome", "Status", "sources_of"]
 
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.EXPIRED}),

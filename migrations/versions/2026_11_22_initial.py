@@ -95,7 +95,7 @@ def upgrade() -> None:
         sa.Column("finished_at", _moment, nullable=True),
         sa.CheckConstraint(
             "status IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled', 'expired')",
-            name="ck_jobs_status",
+            name="status",
         ),
         sa.ForeignKeyConstraint(["retry_of"], ["jobs.id"], name="fk_jobs_retry_of_jobs"),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_jobs_tenant_id_tenants"),

@@ -59,7 +59,7 @@ def upgrade() -> None:
         sa.Column("due_at", _moment, nullable=True),
         sa.Column("tries", _document, nullable=False),
         sa.Column("created_at", _moment, nullable=False),
-        sa.CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="ck_webhook_deliveries_status"),
+        sa.CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
         sa.ForeignKeyConstraint(
             ["endpoint_id"],
             ["webhook_endpoints.id"],
@@ -92,9 +92,7 @@ def upgrade() -> None:
         sa.Column("url", sa.String(length=2000), nullable=True),
         sa.Column("error", _document, nullable=True),
         sa.Column("finished_at", _moment, nullable=True),
-        sa.CheckConstraint(
-            "status IN ('waiting', 'pending', 'running', 'succeeded', 'failed')", name="ck_job_integrations_status"
-        ),
+        sa.CheckConstraint("status IN ('waiting', 'pending', 'running', 'succeeded', 'failed')", name="status"),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_integrations_job_id_jobs"),
         sa.PrimaryKeyConstraint("job_id", "position", name="pk_job_integrations"),
     )

@@ -28,6 +28,18 @@ class Status(StrEnum):
 
 TERMINAL = frozenset({Status.SUCCEEDED, Status.FAILED, Status.CANCELLED, Status.EXPIRED})
 
+
+class Outcome(StrEnum):
+    """How an attempt ended; whether the job is tried again is told by the job's status."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    DRAINED = "drained"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
 Stage = Literal["resolving", "downloading", "calibrating", "pruning", "evaluating", "packaging", "uploading"]
 
 
@@ -115,6 +127,30 @@ class Job(BaseModel):
     started_at: datetime | None
     cancelling_at: datetime | None
     finished_at: datetime | None
+
+
+class Attempt(BaseModel):
+    """One worker's try at a job."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    worker: str = Field(description="Host and process.")
+    queue: str
+    blocks_done: int = Field(
+        description="Finished blocks of the job when the attempt ended, those of earlier ones included."
+    )
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: Outcome | None = Field(
+        description="`lost` if its worker was killed or fell silent, `drained` if the worker was told to stop."
+    )
+
+
+class AttemptList(BaseModel):
+    """The attempts at a job, oldest first."""
+
+    data: list[Attempt]
 
 
 class JobPage(Page[Job]):

@@ -6,15 +6,20 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
+from sqlalchemy import delete
+
 from app.accounts import keys
 from app.accounts.keys import Scope
 from app.accounts.models import Tenant
+from app.artifacts.models import Artifact
 from app.jobs import service
-from app.jobs.models import Job
+from app.jobs.models import Attempt, Event, IdempotencyRecord, Job, OutboxMessage
+from app.jobs.states import ACTIVE, TERMINAL, Status
 from app.kit import clock
 from app.kit.db import Database
 from app.kit.ids import new_id
 from app.kit.keyring import Keyring
+from app.webhooks.models import WebhookMessage
 from secateur.recipes import PruneRecipe
 
 
@@ -49,11 +54,21 @@ async def make_key(
     return key
 
 
-async def make_job(database: Database, tenant: Tenant, *, at: datetime | None = None, **columns: Any) -> Job:
-    """A queued job of the tenant; `columns` are set on its row."""
-    recipe = PruneRecipe.model_validate(body(metadata=columns.pop("labels", {})))
+async def forget_jobs(database: Database) -> None:
+    """Empty the tables of jobs and of what belongs to them."""
     async with database.write() as session:
-        job, _ = await service.create(session, tenant, recipe, at=at or clock.now())
-        for name, value in columns.items():
+        for table in (Artifact, Attempt, Event, OutboxMessage, WebhookMessage, IdempotencyRecord, Job):
+            await session.execute(delete(table))
+
+
+async def make_job(database: Database, tenant: Tenant, *, at: datetime | None = None, **columns: Any) -> Job:
+    """A queued job of the tenant; `columns` are set on its row, and what its `status` implies."""
+    recipe = PruneRecipe.model_validate(body(metadata=columns.pop("labels", {})))
+    at = at or clock.now()
+    status = columns.get("status", Status.QUEUED)
+    implied = {"lease_expires_at": at if status in ACTIVE else None, "finished_at": at if status in TERMINAL else None}
+    async with database.write() as session:
+        job, _ = await service.create(session, tenant, recipe, at=at)
+        for name, value in {**implied, **columns}.items():
             setattr(job, name, value)
     return job

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from app.accounts.models import Tenant
 from app.artifacts.models import Artifact
-from app.jobs import claims, service
+from app.jobs import claims, repository, service
 from app.jobs.claims import NewArtifact
 from app.jobs.events import LogLine, move
 from app.jobs.models import Event, Job, OutboxMessage
@@ -113,7 +113,9 @@ async def test_an_attempt_that_lost_its_job_can_write_nothing(database: Database
         logs = [LogLine("info", "boo")]
         assert not await claims.record(session, *mine, stage="pruning", progress=None, logs=logs, at=T0)
         assert not await claims.succeed(session, *mine, metrics={}, report={}, artifacts=[FILE], at=T0)
-        assert not await claims.fail(session, *mine, error={"detail": "boo"}, at=T0)
+        assert not await claims.fail(
+            session, *mine, error={"code": "internal_error", "detail": "boo"}, max_barren_attempts=3, at=T0
+        )
         assert not await claims.release(session, *mine, at=T0)
         assert not await claims.confirm_cancelled(session, *mine, at=T0)
     job = await fetch(database, heir.id)
@@ -131,7 +133,7 @@ async def test_success_is_written_once_with_its_files(database: Database, tenant
             written = await claims.succeed(
                 session, job.id, job.attempt, metrics=metrics, report={"blocks": [{"error": 0.25}]}, artifacts=[FILE], at=T0
             )
-        assert written is first
+        assert written == (Status.SUCCEEDED if first else None)
     job = await fetch(database, job.id)
     assert (job.status, job.finished_at, job.lease_expires_at, job.worker) == ("succeeded", T0, None, None)
     # JSON has no infinity.
@@ -152,7 +154,9 @@ async def test_a_job_that_is_being_cancelled_can_only_become_cancelled(database:
     async with database.write() as session:
         assert await claims.renew(session, job.id, 1, lease=LEASE, at=T0) is Status.CANCELLING
         assert not await claims.succeed(session, job.id, 1, metrics={}, report={}, artifacts=[FILE], at=T0)
-        assert not await claims.fail(session, job.id, 1, error={"detail": "boo"}, at=T0)
+        assert not await claims.fail(
+            session, job.id, 1, error={"code": "internal_error", "detail": "boo"}, max_barren_attempts=3, at=T0
+        )
         assert not await claims.release(session, job.id, 1, at=T0)
         assert await claims.confirm_cancelled(session, job.id, 1, at=T0)
     job = await fetch(database, job.id)
@@ -195,6 +199,79 @@ async def test_a_drained_job_waits_for_another_worker_and_its_doorbell_is_rung(d
     assert (await fetch(database, job.id)).status == "queued"
     await claimed(database)
     assert await reaped(database, T0 + 2 * LEASE) == Reaped(requeued=1)
+
+
+async def failed(database: Database, job: Job, code: str, *, larger_queue: str | None = None) -> Status | None:
+    error = {"code": code, "detail": f"it was {code}"}
+    async with database.write() as session:
+        return await claims.fail(
+            session, job.id, job.attempt, error=error, max_barren_attempts=3, larger_queue=larger_queue, at=T0
+        )
+
+
+async def test_what_may_go_better_elsewhere_is_tried_three_times_and_all_else_once(
+    database: Database, tenant: Tenant
+) -> None:
+    await make_job(database, tenant)
+    for ended in ("queued", "queued", "failed"):
+        job = await claimed(database)
+        before = await bells(database)
+        assert await failed(database, job, "disk_full") == ended
+        assert await bells(database) == before + (ended == "queued")
+    job = await fetch(database, job.id)
+    assert job.error is not None
+    assert job.error["code"] == "disk_full"
+    await make_job(database, tenant)
+    assert await failed(database, await claimed(database), "nonfinite_activation") == "failed"
+
+
+async def test_a_job_that_runs_out_of_memory_is_moved_up_once(database: Database, tenant: Tenant) -> None:
+    await make_job(database, tenant, queue="gpu.24g", barren_attempts=2)
+    job = await claim(database, queues=["gpu.24g"])
+    assert job is not None
+    assert await failed(database, job, "out_of_memory", larger_queue="gpu.80g") == "queued"
+    assert await claim(database, queues=["gpu.24g"]) is None
+    job = await claim(database, queues=["gpu.80g"])
+    assert job is not None
+    assert await failed(database, job, "out_of_memory", larger_queue="gpu.192g") == "failed"
+    async with database.read() as session:
+        tries = await repository.attempts_of(session, job.id)
+    assert [(one.queue, one.outcome) for one in tries] == [("gpu.24g", "out_of_memory"), ("gpu.80g", "out_of_memory")]
+
+
+async def test_without_a_larger_class_out_of_memory_is_the_end(database: Database, tenant: Tenant) -> None:
+    await make_job(database, tenant)
+    assert await failed(database, await claimed(database), "out_of_memory") == "failed"
+
+
+async def test_a_job_that_is_not_begun_by_its_start_deadline_expires(database: Database, tenant: Tenant) -> None:
+    late = await make_job(database, tenant, start_by=T0 + LEASE)
+    again = await make_job(database, tenant, start_by=T0 + LEASE, attempt=1)  # its first attempt was in time
+    assert await reaped(database, T0 + LEASE) == Reaped()
+    job = await claimed(database, at=T0 + 2 * LEASE)
+    assert job.id == again.id
+    assert await reaped(database, T0 + 2 * LEASE) == Reaped(expired=1)
+    late = await fetch(database, late.id)
+    assert late.error is not None
+    assert (late.status, late.error["code"], late.finished_at) == ("expired", "start_deadline_missed", T0 + 2 * LEASE)
+
+
+async def test_all_attempts_together_have_no_more_than_max_runtime(database: Database, tenant: Tenant) -> None:
+    await make_job(database, tenant, max_runtime_seconds=50)
+    first = await claimed(database)
+    async with database.write() as session:
+        await claims.release(session, first.id, 1, at=T0 + LEASE)
+    second = await claimed(database, at=T0 + 10 * LEASE)  # waiting does not count
+    assert second.stop_by == T0 + 10 * LEASE + timedelta(seconds=20)
+    async with database.write() as session:
+        await claims.renew(session, second.id, 2, lease=LEASE, at=second.stop_by)
+    assert await reaped(database, second.stop_by) == Reaped()
+    assert await reaped(database, second.stop_by + timedelta(seconds=1)) == Reaped(failed=1)
+    job = await fetch(database, first.id)
+    assert job.error is not None
+    assert (job.error["code"], job.stop_by) == ("max_runtime_exceeded", None)
+    async with database.write() as session:  # so its worker ends the child
+        assert await claims.renew(session, job.id, 2, lease=LEASE, at=T0) is None
 
 
 async def test_only_an_expired_lease_is_reaped(database: Database, tenant: Tenant) -> None:
@@ -273,6 +350,7 @@ async def test_every_way_that_the_table_lacks_is_refused(database: Database, ten
         for target in set(Status) - TRANSITIONS[status]:
             async with database.write() as session:
                 job = (await session.scalars(select(Job).where(Job.id == queued.id))).one()
+                session.expunge(job)
                 job.status = status
                 with pytest.raises(ValueError, match=f"no way leads from {status} to {target}"):
                     move(session, job, target, "", at=T0)

@@ -161,6 +161,7 @@ async def test_report_and_methods_and_models(client: AsyncClient, service: Servi
     job_id = await succeed(service, tmp_path, FILES)
     assert await client.jobs.report(job_id) == {"blocks": []}
     assert {file.name for file in await client.jobs.artifacts(job_id)} == set(FILES)
+    assert [one.outcome for one in await client.jobs.attempts(job_id)] == ["succeeded"]
     assert {"magnitude", "wanda", "sparsegpt"} <= {method.name for method in await client.methods()}
     assert [(model.id, model.source) async for model in client.models()] == [
         ("tiny", "local"),

@@ -108,10 +108,26 @@ async def test_a_failed_job_shows_its_problem(service: Service) -> None:
         "code": "disk_full", "retryable": True, "hint": "Make room.",
     }  # fmt: skip
     async with service.database.write() as session:
-        await claims.fail(session, job.id, 1, error=error, at=clock.now())
+        await claims.fail(session, job.id, 1, error=error, max_barren_attempts=1, at=clock.now())
     shown = (await service.client.get(f"/v1/jobs/{job.id}")).json()
     assert {name: shown["error"][name] for name in error} == error
     assert (await service.client.get(f"/v1/jobs/{job.id}/report")).status_code == 404
+
+
+async def test_attempts_tell_who_had_the_job_and_how_that_ended(service: Service) -> None:
+    await submit(service)
+    first = await claim(service)
+    async with service.database.write() as session:
+        await claims.release(session, first.id, 1, at=clock.now())
+    await claim(service)
+    tries = (await service.client.get(f"/v1/jobs/{first.id}/attempts")).json()["data"]
+    assert [(one["number"], one["outcome"], one["ended_at"] is None) for one in tries] == [
+        (1, "drained", False), (2, None, True),
+    ]  # fmt: skip
+    assert {(one["worker"], one["queue"], one["blocks_done"]) for one in tries} == {("w", "default", 0)}
+    stranger = await make_tenant(service.database, "stranger")
+    async with service.client_with(await make_key(service.database, stranger, service.keyring)) as client:
+        assert (await client.get(f"/v1/jobs/{first.id}/attempts")).status_code == 404
 
 
 async def test_cancelling_a_queued_job_ends_it_at_once_and_again_is_no_error(service: Service) -> None:

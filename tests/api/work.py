@@ -47,5 +47,5 @@ async def fail(service: Service, error: dict[str, Any]) -> str:
     await make_job(service.database, service.tenant)
     job = await claim(service)
     async with service.database.write() as session:
-        assert await claims.fail(session, job.id, job.attempt, error=error, at=clock.now())
+        assert await claims.fail(session, job.id, job.attempt, error=error, max_barren_attempts=1, at=clock.now())
     return job.id

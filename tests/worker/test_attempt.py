@@ -65,6 +65,11 @@ class Scene:
         (Path(order["output"]) / "model.safetensors").write_bytes(CONTENT)
         return {"metrics": {"sparsity": 0.5}, "report": {}, "files": [self.file]}
 
+    async def have_last_attempt(self) -> None:
+        """The job's attempts before this one have finished nothing."""
+        async with self.database.write() as session:
+            (await session.get_one(Job, self.job.id)).barren_attempts = 3
+
     async def end(self) -> Job:
         await asyncio.wait_for(self.attempt.run(), 20)
         async with self.database.read() as session:
@@ -94,7 +99,14 @@ async def test_store_that_is_away_for_a_moment_costs_only_that_moment(scene: Sce
     assert not scene.folder.exists()
 
 
-async def test_store_that_stays_away_fails_the_job_with_its_own_problem(scene: Scene) -> None:
+async def test_store_that_stays_away_lets_the_job_wait_for_another_attempt(scene: Scene) -> None:
+    scene.store.absences = 100
+    assert (await scene.end()).status == "queued"
+    assert scene.folder.is_dir()
+
+
+async def test_store_that_stays_away_fails_the_last_attempt_with_its_own_problem(scene: Scene) -> None:
+    await scene.have_last_attempt()
     scene.store.absences = 100
     job = await scene.end()
     assert job.status == "failed"
@@ -120,6 +132,7 @@ async def test_lost_child_gives_its_lease_up_at_once_and_keeps_what_it_finished(
 
 
 async def test_full_disk_and_unforeseen_failures_are_told_as_what_they_are(scene: Scene) -> None:
+    await scene.have_last_attempt()
     scene.raised = OSError(28, "No space left on device")
     job = await scene.end()
     assert job.error is not None
