@@ -16,7 +16,7 @@ from app.accounts.secrets import SecretName, secret_of
 from app.integrations import registry
 from app.integrations import repository as integrations
 from app.jobs import dispatch, repository, service
-from app.jobs.idempotency import Answer, IdempotencyKey, Intent, first_answer, intent_of, once
+from app.jobs.idempotency import Answer, IdempotencyKey, Intent, intent_of, once, reserved
 from app.jobs.models import Job as JobRow
 from app.jobs.models import OutboxMessage
 from app.jobs.repository import JobFilter, Look
@@ -43,6 +43,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute
 
 _ADMISSION = (
     "bad_request", "body_too_large", "forbidden", "service_unavailable", "validation_error", "idempotency_key_reused",
+    "idempotency_key_in_flight",
     "model_not_found", "model_gated", "hub_token_refused", "hub_unavailable", "mlflow_token_refused", "mlflow_unavailable",
      "model_not_safetensors", "model_file_corrupt",
     "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
@@ -69,15 +70,15 @@ async def create_job(
 ) -> Response:
     """Submit a job. It is accepted when the model is found and fits the recipe, and then waits for a worker."""
     intent = intent_of(caller.tenant.id, idempotency_key, "create_job", recipe.model_dump_json())
-    earlier = await first_answer(parts.database, intent, at=clock.now())
-    if earlier is not None:
-        return earlier.response()
-    admitted = await _admit(parts, caller, recipe)
+    async with reserved(parts.database, intent, at=clock.now()) as earlier:
+        if earlier is not None:
+            return earlier.response()
+        admitted = await _admit(parts, caller, recipe)
 
-    async def create(session: AsyncSession) -> Queued:
-        return await service.create(session, caller.tenant, admitted, at=clock.now())
+        async def create(session: AsyncSession) -> Queued:
+            return await service.create(session, caller.tenant, admitted, at=clock.now())
 
-    return await _queue(parts, intent, create, tasks)
+        return await _queue(parts, intent, create, tasks)
 
 
 @router.post(
@@ -94,18 +95,17 @@ async def retry_job(
     It is admitted as if it were new: the caller may still read the model, and the model is still what the recipe fits.
     """
     intent = intent_of(caller.tenant.id, idempotency_key, "retry_job", job_id)
-    earlier = await first_answer(parts.database, intent, at=clock.now())
-    if earlier is not None:
-        return earlier.response()
+    async with reserved(parts.database, intent, at=clock.now()) as earlier:
+        if earlier is not None:
+            return earlier.response()
+        async with parts.database.read() as session:
+            recipe = await service.recipe_to_retry(session, caller.tenant.id, job_id)
+        admitted = await _admit(parts, caller, recipe)
 
-    async with parts.database.read() as session:
-        recipe = await service.recipe_to_retry(session, caller.tenant.id, job_id)
-    admitted = await _admit(parts, caller, recipe)
+        async def retry(session: AsyncSession) -> Queued:
+            return await service.create(session, caller.tenant, admitted, at=clock.now(), retry_of=job_id)
 
-    async def retry(session: AsyncSession) -> Queued:
-        return await service.create(session, caller.tenant, admitted, at=clock.now(), retry_of=job_id)
-
-    return await _queue(parts, intent, retry, tasks)
+        return await _queue(parts, intent, retry, tasks)
 
 
 async def _admit(parts: Parts, caller: Caller, recipe: PruneRecipe) -> PruneRecipe:

@@ -1,28 +1,32 @@
 """`Idempotency-Key`: the same request twice does its work once, and is answered the same twice.
 
-The record is written in the transaction of the work itself, so either both are there or neither. A request that fails
-leaves no record and can be sent again.
+The key is reserved before the work is begun, and the answer is written in the transaction of the work itself, so either both
+are there or neither. A request that fails leaves no record and can be sent again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import Header
 from fastapi.responses import JSONResponse
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.jobs.models import IdempotencyRecord
 from app.kit.db import Database
+from app.kit.ids import new_id
 from secateur.problems import ProblemError
 
 KEPT_FOR = timedelta(hours=24)
+# After so long the same request may be begun again; if the first one is still at work, it is undone in the end.
+IN_FLIGHT_FOR = timedelta(seconds=10)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -50,11 +54,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A request that must not be done twice: whose it is, its key, and what it asks for."""
+    """A request that must not be done twice: whose it is, its key, and what it asks for; `holder` is this sending of it."""
 
     tenant_id: str
     key: str
     digest: str
+    holder: str = field(default_factory=lambda: new_id("req"))
 
 
 def intent_of(tenant_id: str, key: str | None, *asked: str) -> Intent | None:
@@ -63,30 +68,24 @@ def intent_of(tenant_id: str, key: str | None, *asked: str) -> Intent | None:
     return Intent(tenant_id, key, digest) if key is not None else None
 
 
-async def first_answer(database: Database, intent: Intent | None, *, at: datetime) -> Answer | None:
-    """What the same request was answered before, marked as repeated; None if it is the first.
+@asynccontextmanager
+async def reserved(database: Database, intent: Intent | None, *, at: datetime) -> AsyncIterator[Answer | None]:
+    """Hold the key while the block does the work: None, or what the same request was answered before, marked as repeated.
 
-    Raises `idempotency_key_reused` if the key was used for another request.
+    Raises `idempotency_key_reused` if the key was used for another request, and `idempotency_key_in_flight` if the same one
+    is being done. The key is free again if the block raises, and `IN_FLIGHT_FOR` after a process was killed in it.
     """
     if intent is None:
-        return None
-    async with database.read() as session:
-        record = await session.scalar(
-            select(IdempotencyRecord).where(
-                IdempotencyRecord.tenant_id == intent.tenant_id,
-                IdempotencyRecord.key == intent.key,
-                IdempotencyRecord.expires_at > at,
-            )
-        )
-    if record is None:
-        return None
-    if record.request_digest != intent.digest:
-        raise ProblemError(
-            "idempotency_key_reused",
-            f"the idempotency key {intent.key!r} was used for another request",
-            hint="Use a new key for a new request; a key is for repeating the very same one.",
-        )
-    return Answer(record.status, {**record.headers, "Idempotent-Replayed": "true"}, record.body)
+        yield None
+        return
+    earlier = await _reserve(database, intent, at)
+    try:
+        yield earlier
+    except BaseException:
+        if earlier is None:
+            async with database.write() as session:
+                await session.execute(delete(IdempotencyRecord).where(*_held_by(intent)))
+        raise
 
 
 async def once(
@@ -94,37 +93,56 @@ async def once(
 ) -> Answer:
     """Do the work and write down its answer, in one transaction that is committed when this returns.
 
-    If the same request is doing so at the same time, the slower one is undone and gets the answer of the faster one.
+    Inside of `reserved`. Raises `idempotency_key_in_flight`, and undoes the work, if that took so long that the same request
+    was begun again.
     """
-    try:
-        async with database.write() as session:
-            answer = await work(session)
-            if intent is not None:
-                await _keep(session, intent, answer, at)
-    except IntegrityError:
-        earlier = await first_answer(database, intent, at=at)
-        if earlier is None:
-            raise
-        return earlier
+    async with database.write() as session:
+        answer = await work(session)
+        if intent is not None:
+            kept = {"status": answer.status, "headers": answer.headers, "body": answer.body, "expires_at": at + KEPT_FOR}
+            mine = update(IdempotencyRecord).where(*_held_by(intent)).values(**kept)
+            if await session.scalar(mine.returning(IdempotencyRecord.key)) is None:
+                raise _in_flight(intent)
     return answer
 
 
-async def _keep(session: AsyncSession, intent: Intent, answer: Answer, at: datetime) -> None:
-    outdated = (
+async def _reserve(database: Database, intent: Intent, at: datetime) -> Answer | None:
+    try:
+        async with database.write() as session:
+            record = await session.get(IdempotencyRecord, (intent.tenant_id, intent.key), with_for_update=True)
+            if record is not None and record.expires_at > at:
+                return _answer_of(record, intent)
+            if record is None:
+                record = IdempotencyRecord(tenant_id=intent.tenant_id, key=intent.key)
+                session.add(record)
+            record.request_digest, record.holder, record.status = intent.digest, intent.holder, None
+            record.headers, record.body, record.expires_at = {}, {}, at + IN_FLIGHT_FOR
+    except IntegrityError:  # another one was faster by a moment
+        raise _in_flight(intent) from None
+    return None
+
+
+def _answer_of(record: IdempotencyRecord, intent: Intent) -> Answer:
+    if record.request_digest != intent.digest:
+        raise ProblemError(
+            "idempotency_key_reused",
+            f"the idempotency key {intent.key!r} was used for another request",
+            hint="Use a new key for a new request; a key is for repeating the very same one.",
+        )
+    if record.status is None:
+        raise _in_flight(intent)
+    return Answer(record.status, {**record.headers, "Idempotent-Replayed": "true"}, record.body)
+
+
+def _held_by(intent: Intent) -> tuple[ColumnElement[bool], ...]:
+    return (
         IdempotencyRecord.tenant_id == intent.tenant_id,
         IdempotencyRecord.key == intent.key,
-        IdempotencyRecord.expires_at <= at,
+        IdempotencyRecord.holder == intent.holder,
+        IdempotencyRecord.status.is_(None),
     )
-    await session.execute(delete(IdempotencyRecord).where(*outdated))
-    session.add(
-        IdempotencyRecord(
-            tenant_id=intent.tenant_id,
-            key=intent.key,
-            request_digest=intent.digest,
-            status=answer.status,
-            headers=answer.headers,
-            body=answer.body,
-            expires_at=at + KEPT_FOR,
-        )
-    )
-    await session.flush()
+
+
+def _in_flight(intent: Intent) -> ProblemError:
+    told = f"a request with the idempotency key {intent.key!r} is being done"
+    return ProblemError("idempotency_key_in_flight", told, hint="Send it again in a few seconds, for its answer.")

@@ -127,14 +127,17 @@ class OutboxMessage(Base):
 
 
 class IdempotencyRecord(Base):
-    """The first answer to a request with an `Idempotency-Key`, kept for a day."""
+    """A request with an `Idempotency-Key` that is under way, or its first answer, kept for a day."""
 
     __tablename__ = "idempotency_records"
 
     tenant_id: Mapped[str] = mapped_column(ForeignKey(Tenant.id), primary_key=True)
     key: Mapped[str] = mapped_column(String(255), primary_key=True)
     request_digest: Mapped[str] = mapped_column(String(64))
-    status: Mapped[int]
+    holder: Mapped[str | None] = mapped_column(String(40))
+    """The one sending of the request that is to be answered, or was."""
+    status: Mapped[int | None]
+    """None while the request is under way."""
     headers: Mapped[dict[str, Any]]
     body: Mapped[dict[str, Any]]
     expires_at: Mapped[datetime] = mapped_column(index=True)

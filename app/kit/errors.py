@@ -22,6 +22,7 @@ MEDIA_TYPE = "application/problem+json"
 _MAX_FAULTS = 50
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _HTTP_CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+_RETRY_AFTER = {"idempotency_key_in_flight": "4"}
 _HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "5"}, 503: {"Retry-After": "2"}}
 
 log = structlog.get_logger()
@@ -30,7 +31,8 @@ log = structlog.get_logger()
 def respond(scope: Scope, problem: ProblemError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """The problem as the answer to the request that `scope` is of."""
     document = {**problem.as_document(), "request_id": scope["state"]["request_id"]}
-    own = {**_HEADERS.get(problem.kind.status, {}), **(headers or {})}
+    again = {"Retry-After": _RETRY_AFTER[problem.code]} if problem.code in _RETRY_AFTER else {}
+    own = {**_HEADERS.get(problem.kind.status, {}), **again, **(headers or {})}
     return JSONResponse(document, status_code=problem.kind.status, headers=own, media_type=MEDIA_TYPE)
 
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Response
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.auth import AuthenticatedRoute, WebhooksWriter
-from app.jobs.idempotency import Answer, IdempotencyKey, first_answer, intent_of, once
+from app.jobs.idempotency import Answer, IdempotencyKey, intent_of, once, reserved
 from app.kit import clock
 from app.kit.errors import declare
 from app.kit.ids import new_id
@@ -49,7 +49,12 @@ def message(body: WebhookPayload) -> None:
     status_code=201,
     response_model=WebhookEndpoint,
     responses=declare(
-        "bad_request", "body_too_large", "validation_error", "idempotency_key_reused", "too_many_webhook_endpoints"
+        "bad_request",
+        "body_too_large",
+        "validation_error",
+        "idempotency_key_reused",
+        "idempotency_key_in_flight",
+        "too_many_webhook_endpoints",
     ),
 )
 async def create_webhook_endpoint(
@@ -57,33 +62,32 @@ async def create_webhook_endpoint(
 ) -> Response:
     """Have an address told. The answer holds the secret that messages are signed with; a repeated answer does not."""
     intent = intent_of(caller.tenant.id, idempotency_key, "create_webhook_endpoint", wanted.model_dump_json())
-    earlier = await first_answer(parts.database, intent, at=clock.now())
-    if earlier is not None:
-        return earlier.response()
-    _check(wanted.url, parts)
-    secret = signing.new_secret()
+    async with reserved(parts.database, intent, at=clock.now()) as earlier:
+        if earlier is not None:
+            return earlier.response()
+        _check(wanted.url, parts)
+        secret = signing.new_secret()
 
-    async def create(session: AsyncSession) -> Answer:
-        if await repository.count_endpoints(session, caller.tenant.id) >= MAX_ENDPOINTS:
-            told = f"there are {MAX_ENDPOINTS} webhook endpoints already"
-            raise ProblemError("too_many_webhook_endpoints", told, hint="Delete one that is not needed.")
-        row = EndpointRow(
-            id=new_id("whk"),
-            tenant_id=caller.tenant.id,
-            url=wanted.url,
-            types=sorted(set(wanted.types)),
-            description=wanted.description,
-            secret=parts.keyring.encrypt(secret),
-            created_at=clock.now(),
-        )
-        session.add(row)
-        await session.flush()
-        # The answer is kept for repetitions, and a secret must not lie there open.
-        return Answer(201, {"Location": f"/v1/webhook-endpoints/{row.id}"}, _show(row).model_dump(mode="json"))
+        async def create(session: AsyncSession) -> Answer:
+            if await repository.count_endpoints(session, caller.tenant.id) >= MAX_ENDPOINTS:
+                told = f"there are {MAX_ENDPOINTS} webhook endpoints already"
+                raise ProblemError("too_many_webhook_endpoints", told, hint="Delete one that is not needed.")
+            row = EndpointRow(
+                id=new_id("whk"),
+                tenant_id=caller.tenant.id,
+                url=wanted.url,
+                types=sorted(set(wanted.types)),
+                description=wanted.description,
+                secret=parts.keyring.encrypt(secret),
+                created_at=clock.now(),
+            )
+            session.add(row)
+            await session.flush()
+            # The answer is kept for repetitions, and a secret must not lie there open.
+            return Answer(201, {"Location": f"/v1/webhook-endpoints/{row.id}"}, _show(row).model_dump(mode="json"))
 
-    answer = await once(parts.database, intent, create, at=clock.now())
-    repeated = "Idempotent-Replayed" in answer.headers
-    return (answer if repeated else Answer(answer.status, answer.headers, {**answer.body, "secret": secret})).response()
+        answer = await once(parts.database, intent, create, at=clock.now())
+        return Answer(answer.status, answer.headers, {**answer.body, "secret": secret}).response()
 
 
 @router.get("", responses=declare("validation_error"))

@@ -7,10 +7,15 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.jobs.idempotency import Answer, intent_of, once, reserved
 from app.jobs.models import Event, IdempotencyRecord, Job, OutboxMessage
 from app.jobs.reaper import reap
+from app.jobs.service import create
 from app.kit import clock
+from secateur.problems import ProblemError
+from secateur.recipes import PruneRecipe
 from tests.api.conftest import Service
 from tests.api.jobs import body, make_job, make_key, make_tenant
 
@@ -41,10 +46,52 @@ async def test_another_request_with_the_same_key_is_refused(service: Service) ->
 
 async def test_parallel_duplicates_make_one_job(service: Service) -> None:
     responses = await asyncio.gather(*(service.client.post("/v1/jobs", json=body(), headers=KEY) for _ in range(8)))
-    assert {response.status_code for response in responses} == {202}
-    assert len({response.json()["id"] for response in responses}) == 1
-    assert sum("idempotent-replayed" not in response.headers for response in responses) == 1
+    accepted = [response for response in responses if response.status_code == 202]
+    assert len({response.json()["id"] for response in accepted}) == 1
+    assert sum("idempotent-replayed" not in response.headers for response in accepted) == 1
+    refused = [response for response in responses if response.status_code != 202]
+    assert {response.json()["code"] for response in refused} <= {"idempotency_key_in_flight"}
+    assert all(int(response.headers["retry-after"]) > 0 for response in refused)
     assert (await count(service), await count(service, Event), await count(service, OutboxMessage)) == (1, 1, 1)
+
+
+async def test_a_request_is_refused_while_the_same_is_being_done(service: Service) -> None:
+    intent = intent_of(service.tenant.id, "order-66", "create_job", "")
+
+    async def work(*, within: bool) -> None:
+        async with reserved(service.database, intent, at=clock.now()):
+            if within:
+                response = await service.client.post("/v1/jobs", json=body(), headers=KEY)
+                assert (response.status_code, response.json()["code"]) == (422, "idempotency_key_reused")
+                await work(within=False)
+
+    with pytest.raises(ProblemError, match="is being done") as problem:
+        await work(within=True)
+    assert (problem.value.kind.status, problem.value.kind.retryable) == (409, True)
+    # It has failed, so its key is free.
+    assert (await service.client.post("/v1/jobs", json=body(), headers=KEY)).status_code == 202
+
+
+async def test_who_was_overtaken_while_it_worked_has_done_nothing(service: Service) -> None:
+    """As after a process that was killed, or an admission that took very long."""
+    slow, fast = (intent_of(service.tenant.id, "order-66", "the same") for _ in range(2))
+
+    async def work(session: AsyncSession) -> Answer:
+        job, _ = await create(session, service.tenant, PruneRecipe.model_validate(body()), at=clock.now())
+        return Answer(202, {}, {"id": job.id})
+
+    async def be_overtaken() -> None:
+        async with reserved(service.database, slow, at=clock.now() - timedelta(seconds=11)):
+            async with reserved(service.database, fast, at=clock.now()) as earlier:
+                assert earlier is None
+                await once(service.database, fast, work, at=clock.now())
+            await once(service.database, slow, work, at=clock.now())
+
+    with pytest.raises(ProblemError, match="is being done"):
+        await be_overtaken()
+    assert await count(service) == 1
+    async with reserved(service.database, slow, at=clock.now()) as earlier:
+        assert earlier is not None
 
 
 async def test_requests_without_a_key_are_all_done(service: Service) -> None:

@@ -109,8 +109,8 @@ class Lives(RuleBasedStateMachine):
             return idempotency.Answer(202, {}, {"id": job.id})
 
         async def request() -> str:
-            earlier = await idempotency.first_answer(self.database, intent, at=self.now)
-            answer = earlier or await idempotency.once(self.database, intent, create, at=self.now)
+            async with idempotency.reserved(self.database, intent, at=self.now) as earlier:
+                answer = earlier or await idempotency.once(self.database, intent, create, at=self.now)
             return str(answer.body["id"])
 
         first = self.answers.get(key)
