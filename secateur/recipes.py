@@ -77,7 +77,50 @@ class SparseGPT(_Part):
     )
 
 
-Method = Annotated[Magnitude | Wanda | SparseGPT, Field(discriminator="name")]
+class RIA(_Part):
+    """Remove the weights with the smallest share of their row and column, times a power of the input norm (ICLR 2024,
+    OpenReview Tr0lPx9woF)."""
+
+    name: Literal["ria"]
+    power: float = Field(default=0.5, ge=0, le=4, description="Of the input norm (the paper's a = 0.5).")
+    comparison: Literal["row", "layer"] = Field(
+        default="layer",
+        description="Which weights compete: those of the whole linear (as the authors' code), or of one row.",
+    )
+
+
+class DSnoT(_Part):
+    """Refine the mask of another method: swap removed and kept weights so that the expected output is kept (arXiv
+    2310.08915)."""
+
+    name: Literal["dsnot"]
+    initial: Literal["wanda", "magnitude", "ria"] = Field(
+        default="wanda", description="Whose mask is refined; weights compete within an output row."
+    )
+    cycles: int = Field(default=50, ge=1, le=1000, description="Swaps in a row at most (the authors' 50).")
+    threshold: float = Field(
+        default=0.1,
+        ge=0,
+        description="A row is done when the sum of 2048 expected outputs is off by at most this (the authors' 0.1).",
+    )
+    skip: Annotated[list[Annotated[str, StringConstraints(min_length=1, max_length=64)]], Field(max_length=32)] = Field(
+        default=["mlp"],
+        description="Linears that keep their initial mask: with one of these in their dotted name (the authors' `mlp`).",
+    )
+
+
+class ALPS(_Part):
+    """Find the support by ADMM and the weights on it by conjugate gradients (arXiv 2406.07831)."""
+
+    name: Literal["alps"]
+    damping: float = Field(
+        default=0.01, gt=0, le=1, description="Added to the Gram's diagonal, as a fraction of its mean (the authors' 0.01)."
+    )
+    iterations: int = Field(default=300, ge=3, le=10_000, description="Of ADMM, at most (the authors' 300).")
+    cg_iterations: int = Field(default=10, ge=0, le=1000, description="Of conjugate gradients, at most (the authors' 10).")
+
+
+Method = Annotated[Magnitude | Wanda | SparseGPT | RIA | DSnoT | ALPS, Field(discriminator="name")]
 
 _N_OF_M = re.compile(r"(\d{1,2}):(\d{1,2})")
 MAX_GROUP = 32

@@ -81,6 +81,36 @@ METHODS: Mapping[str, MethodCard] = {
             parameters=recipes.SparseGPT,
             target="secateur.pruning.methods.sparsegpt:SparseGPTMethod",
         ),
+        MethodCard(
+            name="ria",
+            summary="Removes the weights with the smallest share of their row and column, times the root of the input norm.",
+            paper="https://openreview.net/forum?id=Tr0lPx9woF",
+            patterns=_BOTH,
+            cost="About one forward pass of the calibration tokens.",
+            observes="norms",
+            parameters=recipes.RIA,
+            target="secateur.pruning.methods.ria:RIAMethod",
+        ),
+        MethodCard(
+            name="dsnot",
+            summary="Swaps weights of another method's mask so that expected outputs stay. Changes no other weight.",
+            paper="https://arxiv.org/abs/2310.08915",
+            patterns=_BOTH,
+            cost="About one forward pass of the calibration tokens.",
+            observes="moments",
+            parameters=recipes.DSnoT,
+            target="secateur.pruning.methods.dsnot:DSnoTMethod",
+        ),
+        MethodCard(
+            name="alps",
+            summary="Finds by ADMM which weights to keep, and by conjugate gradients what they become.",
+            paper="https://arxiv.org/abs/2406.07831",
+            patterns=_BOTH,
+            cost="One forward pass, an eigendecomposition for each distinct input, and up to 300 products with each linear.",
+            observes="gram",
+            parameters=recipes.ALPS,
+            target="secateur.pruning.methods.alps:ALPSMethod",
+        ),
     )
 }
 

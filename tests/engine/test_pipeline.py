@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from secateur.problems import ProblemError
 from secateur.pruning import checkpoint as checkpoints
-from secateur.pruning import pipeline
+from secateur.pruning import pipeline, registry
 from secateur.pruning.events import Event
 from secateur.pruning.families import FAMILIES
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import prune, recipe
 
 PERPLEXITY: dict[str, Any] = {"evaluation": {"perplexity": {"sequence_length": 64, "max_windows": 4}}}
-METHODS = ["magnitude", "wanda", "sparsegpt"]
+METHODS = ["magnitude", "wanda", "sparsegpt"]  # one for each thing that is observed: nothing, norms, the Gram
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -50,7 +50,7 @@ def test_every_family_comes_out_pruned_and_loads(
     assert bool(model(**tokens).logits.isfinite().all())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_n_of_m_leaves_its_zeros_in_every_group(llama: Path, tmp_path: Path, method: str) -> None:
     result = prune(recipe(method, "1:4"), llama, tmp_path)
     for name, weight in load_file(tmp_path / "output" / "model.safetensors").items():
@@ -81,7 +81,7 @@ def test_the_output_has_the_dtype_that_was_asked_for(llama: Path, tmp_path: Path
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "output").dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_the_same_job_twice_gives_the_same_bytes(llama: Path, tmp_path: Path, method: str) -> None:
     wanted = recipe(method, output={"dtype": "bfloat16"}, **PERPLEXITY)
     first, second = prune(wanted, llama, tmp_path / "first"), prune(wanted, llama, tmp_path / "second")
