@@ -22,6 +22,7 @@ from rich.table import Table
 
 from scripts import demo_model
 from secateur import Client
+from secateur.recipes import PruneRecipe
 from secateur.schemas.jobs import Job
 
 STATE = demo_model.ROOT / ".secateur"
@@ -96,7 +97,7 @@ def follow(client: Client, job: Job) -> Job:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(job.repository, total=None, stage="queued")
+        bar = progress.add_task(job.repository or job.id, total=None, stage="queued")
         for state in client.jobs.watch(job.id):
             at = state.progress
             progress.update(
@@ -127,15 +128,16 @@ def speak(folder: Path) -> str:
 
 def summary(job: Job, generated: str) -> dict[str, Any]:
     """One entry of `demo.json`."""
-    metrics = job.metrics
+    metrics, recipe = job.metrics, job.recipe
+    assert isinstance(recipe, PruneRecipe)
     assert metrics is not None
     assert metrics.perplexity is not None
     assert metrics.seconds is not None
     (weights,) = (artifact for artifact in job.artifacts if artifact.name.endswith(".safetensors"))
     return {
         "id": job.id,
-        "method": job.recipe.method.name,
-        "pattern": job.recipe.sparsity.pattern,
+        "method": recipe.method.name,
+        "pattern": recipe.sparsity.pattern,
         "sparsity": metrics.sparsity,
         "perplexity_dense": metrics.perplexity.dense,
         "perplexity_pruned": metrics.perplexity.pruned,

@@ -30,7 +30,7 @@ from secateur._http import (
 )
 from secateur._sse import Decoder
 from secateur.errors import UnexpectedAnswerError, WaitTimeoutError
-from secateur.recipes import PruneRecipe
+from secateur.recipes import JobRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
 from secateur.schemas.jobs import TERMINAL, Attempt, AttemptList, Job
@@ -49,13 +49,13 @@ _WEBHOOKS = "/v1/webhook-endpoints"
 Item = TypeVar("Item", bound=BaseModel)
 
 
-def create_job(recipe: PruneRecipe | Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Job]:
+def create_job(recipe: JobRecipe | Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Job]:
     """Submit a job, which is queued when this returns.
 
-    `recipe` is a `PruneRecipe`, or the same as a mapping. The request carries an idempotency key (one of its own if none is
-    given), so that it is repeated safely when an answer is lost.
+    `recipe` is a `PruneRecipe` or `EvaluateRecipe`, or the same as a mapping. The request carries an idempotency key (one of
+    its own if none is given), so that it is repeated safely when an answer is lost.
     """
-    body = recipe.model_dump(mode="json") if isinstance(recipe, PruneRecipe) else dict(recipe)
+    body = recipe.model_dump(mode="json") if isinstance(recipe, JobRecipe) else dict(recipe)
     return (yield from receive(Request("POST", "/v1/jobs", json=body, headers=_idempotent(idempotency_key)), Job))
 
 

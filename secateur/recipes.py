@@ -1,7 +1,8 @@
-"""What to prune, how, how much and on which data.
+"""What to do with which model: to prune it, how, how much and on which data; or to evaluate it.
 
-A recipe is one pydantic class: HTTP validates it, the database stores it, the engine runs it, the client types it and
-OpenAPI publishes it. Unknown fields are refused everywhere, so a misspelt parameter is an error and not a default.
+A recipe is one pydantic class for each kind of job: HTTP validates it, the database stores it, the engine runs it, the
+client types it and OpenAPI publishes it. Unknown fields are refused everywhere, so a misspelt parameter is an error and no
+default.
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 
@@ -25,8 +35,8 @@ _MODEL_ID = r"^([A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)*|models:/[A-Za-z0-9][\
 
 
 class Model(_Part):
-    """The model to prune: a folder under the models root (`local`), a repository of the hub (`hub`), or a version in the
-    registry of the installation's MLflow server (`mlflow`)."""
+    """A job's model: a folder under the models root (`local`), a repository of the hub (`hub`), or a version in the registry
+    of the installation's MLflow server (`mlflow`)."""
 
     source: Literal["local", "hub", "mlflow"]
     id: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_MODEL_ID)] = Field(
@@ -231,13 +241,16 @@ class Evaluation(_Part):
     perplexity: Perplexity | None = None
 
 
+DType = Literal["bfloat16", "float32"]
+
+
 class Output(_Part):
     """What to write, and under which name."""
 
     name: RepositoryName | None = Field(
         default=None, description="Repository name below the tenant's. By default made from model, method and sparsity."
     )
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: DType = "bfloat16"
     formats: Annotated[list[Literal["safetensors"]], Field(min_length=1, max_length=1)] = ["safetensors"]
 
 
@@ -261,12 +274,54 @@ MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64, patt
 MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 
 
-class PruneRecipe(_Part):
+class JobRecipe(_Part):
+    """What the recipes of all kinds have."""
+
+    kind: str
+    schema_version: Literal[1] = 1
+    model: Model
+    evaluation: Evaluation = Evaluation()
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
+
+    @property
+    def method_name(self) -> str | None:
+        """The method's name; None for a kind without one."""
+        return None
+
+    @property
+    def compute_dtype(self) -> DType:
+        """What the model is computed in when it is evaluated."""
+        raise NotImplementedError
+
+
+class ModelRecipe(JobRecipe):
+    """What the recipes of those kinds have that write a model."""
+
+    output: Output = Output()
+    integrations: Annotated[list[Integration], Field(max_length=8)] | None = Field(
+        default=None, description="Where to take the output. By default where the operator says; an empty list is nowhere."
+    )
+
+    @property
+    def name(self) -> str:
+        """The output's repository name, below the tenant's: the one that was asked for, or model and `_suffix`."""
+        return self.output.name or _shortened(self.model, self._suffix)
+
+    @property
+    def compute_dtype(self) -> DType:
+        """The output's."""
+        return self.output.dtype
+
+    @property
+    def _suffix(self) -> str:
+        """What tells this output's name from its model's, such as `-wanda-50`."""
+        raise NotImplementedError
+
+
+class PruneRecipe(ModelRecipe):
     """Prune a model: the body of `POST /v1/jobs` with `kind` `prune`."""
 
     kind: Literal["prune"]
-    schema_version: Literal[1] = 1
-    model: Model
     method: Method
     sparsity: Sparsity
     calibration: Calibration = Calibration()
@@ -276,25 +331,62 @@ class PruneRecipe(_Part):
         "forward); those of its dense block behind pruned blocks (`block`, as the papers' code, two forwards); those of "
         "the dense model (`none`, one forward).",
     )
-    evaluation: Evaluation = Evaluation()
-    output: Output = Output()
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
-    integrations: Annotated[list[Integration], Field(max_length=8)] | None = Field(
-        default=None, description="Where to take the output. By default where the operator says; an empty list is nowhere."
-    )
 
     @property
-    def name(self) -> str:
-        """The output's repository name, below the tenant's."""
-        return self.output.name or default_name(self)
+    def method_name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+    @property
+    def _suffix(self) -> str:
+        """`-wanda-50` or `-wanda-2-4`: method, and percent or pattern."""
+        group = self.sparsity.group
+        amount = f"{group[0]}-{group[1]}" if group else f"{100 * self.sparsity.target:.4g}".replace(".", "_")
+        return f"-{self.method.name}-{amount}"
 
 
-def default_name(recipe: PruneRecipe) -> str:
-    """`smollm2-135m-wanda-50` or `smollm2-135m-wanda-2-4`: model, method, and percent or pattern."""
-    group = recipe.sparsity.group
-    amount = f"{group[0]}-{group[1]}" if group else f"{100 * recipe.sparsity.target:.4g}".replace(".", "_")
-    tail = f"-{recipe.method.name}-{amount}"
+class EvaluateRecipe(JobRecipe):
+    """Measure a model as it is: the body of `POST /v1/jobs` with `kind` `evaluate`. No model is written."""
+
+    kind: Literal["evaluate"]
+    evaluation: Evaluation = Evaluation(perplexity=Perplexity())
+    dtype: DType = Field(default="bfloat16", description="What the model is computed in.")
+
+    @field_validator("evaluation")
+    @classmethod
+    def _measures_something(cls, evaluation: Evaluation) -> Evaluation:
+        if evaluation.perplexity is None:
+            raise PydanticCustomError("evaluation_empty", "nothing is to be measured; give perplexity")
+        return evaluation
+
+    @property
+    def compute_dtype(self) -> DType:
+        """The one that was asked for."""
+        return self.dtype
+
+
+Recipe = Annotated[PruneRecipe | EvaluateRecipe, Field(discriminator="kind")]
+Kind = Literal["prune", "evaluate"]
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+def read_recipe(document: Any) -> Recipe:
+    """The recipe of whatever kind that `document`, a JSON object, is. Raises pydantic's ValidationError."""
+    return _RECIPE.validate_python(document)
+
+
+def read_model_recipe(document: Any) -> ModelRecipe:
+    """The recipe of a job that wrote a model. Raises TypeError if it is of another kind."""
+    recipe = read_recipe(document)
+    if not isinstance(recipe, ModelRecipe):
+        raise TypeError(f"a job of kind {recipe.kind} writes no model")
+    return recipe
+
+
+def _shortened(model: Model, suffix: str) -> str:
+    """The model's name with `suffix`, such as `smollm2-135m-wanda-50`, short enough for a repository."""
     # `models:/smollm2/3` is called by its name, and so is `models:/smollm2@champion`.
-    last = re.sub(r"^models:/([^/@]+).*", r"\1", recipe.model.id).rsplit("/", 1)[-1]
+    last = re.sub(r"^models:/([^/@]+).*", r"\1", model.id).rsplit("/", 1)[-1]
     base = re.sub(r"[.\-]{2,}", "-", last)
-    return base[: 96 - len(tail)].rstrip("-.") + tail
+    return base[: 96 - len(suffix)].rstrip("-.") + suffix

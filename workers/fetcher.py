@@ -11,14 +11,14 @@ from app.accounts.secrets import SecretName
 from app.models.fetch import fetch_model
 from app.settings import Settings
 from secateur.pruning.datasets import fetch_texts
-from secateur.recipes import PruneRecipe
+from secateur.recipes import read_recipe
 from workers.messages import Send, serve
 
 
 def fetch(order: Mapping[str, Any], _send: Send) -> Mapping[str, Any]:
     """Bring the model of the order's `recipe`, and the texts into the folder `texts`; where the model is."""
     settings = Settings()
-    recipe = PruneRecipe.model_validate(order["recipe"])
+    recipe = read_recipe(order["recipe"])
     source = fetch_model(recipe.model, tenant_id=order["tenant_id"], tokens=order["tokens"], settings=settings)
     fetch_texts(
         recipe, into=Path(order["texts"]), token=order["tokens"].get(SecretName.HUB_TOKEN), endpoint=settings.hub.endpoint

@@ -11,7 +11,7 @@ from typing import Any
 from app.integrations.protocol import Product
 from app.integrations.registry import INTEGRATIONS
 from app.settings import Settings
-from secateur.recipes import PruneRecipe
+from secateur.recipes import read_model_recipe
 from workers.messages import Send, serve
 
 
@@ -22,7 +22,7 @@ def integrate(order: Mapping[str, Any], _send: Send) -> Mapping[str, Any]:
     product = Product(
         job_id=given["job_id"],
         repository=given["repository"],
-        recipe=PruneRecipe.model_validate(given["recipe"]),
+        recipe=read_model_recipe(given["recipe"]),
         metrics=given["metrics"],
         report=given["report"],
         started_at=datetime.fromisoformat(given["started_at"]),

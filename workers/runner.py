@@ -1,4 +1,4 @@
-"""The child that prunes: a recipe in, files out. It has no secrets, and is confined before it opens a model."""
+"""The child that runs the engine: a recipe in, files and numbers out. It has no secrets and is confined before it reads."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secateur.recipes import PruneRecipe
+from secateur.recipes import read_recipe
 from workers.messages import Send, serve
 from workers.sandbox import confine
 
 
-def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
+def work(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
     """Run the engine as the order says: `recipe`, and the folders `source`, `texts`, `output`, `cache`, `earlier`; `work`
     holds what this attempt writes and what earlier ones left.
     """
@@ -26,7 +26,7 @@ def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
     from secateur.pruning.pipeline import run  # noqa: PLC0415 (torch is loaded here, and nowhere else in the service)
 
     result = run(
-        PruneRecipe.model_validate(order["recipe"]),
+        read_recipe(order["recipe"]),
         source=Path(order["source"]),
         texts=Path(order["texts"]),
         output=Path(order["output"]),
@@ -42,4 +42,4 @@ def prune(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(prune))
+    sys.exit(serve(work))

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.accounts.secrets import SecretName
 from app.settings import Settings
-from secateur.recipes import PruneRecipe
+from secateur.recipes import ModelRecipe
 
 
 class Options(BaseModel):
@@ -35,7 +35,7 @@ class Product:
 
     job_id: str
     repository: str
-    recipe: PruneRecipe
+    recipe: ModelRecipe
     metrics: Mapping[str, Any]
     report: Mapping[str, Any]
     started_at: datetime

@@ -13,16 +13,19 @@ from app.integrations.protocol import Integration
 from app.settings import Settings
 from secateur.problems import Fault, ProblemError, at
 from secateur.recipes import Integration as Wish
-from secateur.recipes import PruneRecipe
+from secateur.recipes import ModelRecipe, Recipe
 
 INTEGRATIONS: Mapping[str, Integration[Any]] = {one.name: one for one in (MlflowLog(), HubPush())}
 
 
-def settle(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
-    """The recipe with the installation's integrations if it names none, and with the defaults of all their options.
+def settle(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with the installation's integrations if it names none, and with the defaults of all their options; one that
+    writes no model as it is.
 
     Raises `validation_error` for an unknown integration or option, `integration_unavailable` for one not to be used here.
     """
+    if not isinstance(recipe, ModelRecipe):
+        return recipe
     wishes = recipe.integrations
     if wishes is None:
         if not settings.integrations.default:

@@ -29,7 +29,7 @@ from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
 from app.models import sources
 from app.parts import Parts, PartsDep
 from secateur.problems import ProblemError
-from secateur.recipes import PruneRecipe
+from secateur.recipes import Recipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
 from secateur.schemas.jobs import Attempt, AttemptList, Job, JobPage
@@ -66,7 +66,7 @@ def _filter(
 
 @router.post("", status_code=202, response_model=Job, responses=declare(*_ADMISSION))
 async def create_job(
-    recipe: PruneRecipe, parts: PartsDep, caller: JobsWriter, tasks: BackgroundTasks, idempotency_key: IdempotencyKey = None
+    recipe: Recipe, parts: PartsDep, caller: JobsWriter, tasks: BackgroundTasks, idempotency_key: IdempotencyKey = None
 ) -> Response:
     """Submit a job. It is accepted when the model is found and fits the recipe, and then waits for a worker."""
     intent = intent_of(caller.tenant.id, idempotency_key, "create_job", recipe.model_dump_json())
@@ -108,7 +108,7 @@ async def retry_job(
         return await _queue(parts, intent, retry, tasks)
 
 
-async def _admit(parts: Parts, caller: Caller, recipe: PruneRecipe) -> PruneRecipe:
+async def _admit(parts: Parts, caller: Caller, recipe: Recipe) -> Recipe:
     """The recipe with model and integrations resolved, if the caller may read the model and it fits.
 
     No session is held meanwhile.

@@ -40,8 +40,9 @@ class Job(Base):
     recipe: Mapped[dict[str, Any]]
     """As accepted: defaults filled, revision resolved."""
     model: Mapped[str] = mapped_column(String(200))
-    method: Mapped[str] = mapped_column(String(64))
-    repository: Mapped[str] = mapped_column(String(200))
+    method: Mapped[str | None] = mapped_column(String(64))
+    repository: Mapped[str | None] = mapped_column(String(200))
+    """None if the kind makes no model."""
     labels: Mapped[dict[str, Any]]
     """The recipe's `metadata`, apart so that lists can filter by it."""
     queue: Mapped[str] = mapped_column(String(40), default="default")

@@ -14,11 +14,11 @@ from app.jobs.models import Job, OutboxMessage
 from app.jobs.states import RETRYABLE, Status
 from app.kit.ids import new_id
 from secateur.problems import ProblemError
-from secateur.recipes import PruneRecipe
+from secateur.recipes import JobRecipe, ModelRecipe, Recipe, read_recipe
 
 
 async def create(
-    session: AsyncSession, tenant: Tenant, recipe: PruneRecipe, *, at: datetime, retry_of: str | None = None
+    session: AsyncSession, tenant: Tenant, recipe: JobRecipe, *, at: datetime, retry_of: str | None = None
 ) -> tuple[Job, OutboxMessage]:
     """Queue a job, with its first event and the doorbell that is to be rung once all of it is committed."""
     job = Job(
@@ -28,8 +28,8 @@ async def create(
         status=Status.QUEUED,
         recipe=recipe.model_dump(mode="json"),
         model=recipe.model.id,
-        method=recipe.method.name,
-        repository=f"{tenant.slug}/{recipe.name}",
+        method=recipe.method_name,
+        repository=f"{tenant.slug}/{recipe.name}" if isinstance(recipe, ModelRecipe) else None,
         labels=recipe.metadata,
         retry_of=retry_of,
         attempt=0,
@@ -41,7 +41,8 @@ async def create(
     await session.flush()
     events.write(session, job, "status", "the job is queued", at=at, data={"status": Status.QUEUED, "attempt": 0})
     events.tell(session, job, at=at)
-    integrations.add(session, job.id, recipe.integrations or [])
+    if isinstance(recipe, ModelRecipe):
+        integrations.add(session, job.id, recipe.integrations or [])
     return job, announce(session, job, at=at)
 
 
@@ -62,7 +63,7 @@ async def cancel(session: AsyncSession, tenant_id: str, job_id: str, *, at: date
     return job
 
 
-async def recipe_to_retry(session: AsyncSession, tenant_id: str, job_id: str) -> PruneRecipe:
+async def recipe_to_retry(session: AsyncSession, tenant_id: str, job_id: str) -> Recipe:
     """The recipe of a job that has failed, expired, or been cancelled, and so will not change any more.
 
     Raises `not_found` and `job_not_retryable`.
@@ -72,7 +73,7 @@ async def recipe_to_retry(session: AsyncSession, tenant_id: str, job_id: str) ->
         raise missing(job_id)
     if job.status not in RETRYABLE:
         raise ProblemError("job_not_retryable", f"job {job_id} is {job.status}; only one without success is retried")
-    return PruneRecipe.model_validate(job.recipe)
+    return read_recipe(job.recipe)
 
 
 def missing(job_id: str) -> ProblemError:

@@ -72,8 +72,8 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
         wrong = f"the body is no JSON: {errors[0]['ctx']['error']} at character {errors[0]['loc'][1]}"
         return respond(request.scope, ProblemError("bad_request", wrong))
     field = request.scope["route"].body_field
-    body = field.field_info.annotation if field else None
-    faults = [fault_of(entry, body) for entry in errors[:_MAX_FAULTS]]
+    body, discriminator = (field.field_info.annotation, field.field_info.discriminator) if field else (None, None)
+    faults = [fault_of(entry, body, discriminator) for entry in errors[:_MAX_FAULTS]]
     return respond(request.scope, ProblemError("validation_error", _summary(faults, len(errors)), faults=faults))
 
 

@@ -19,24 +19,25 @@ _PLAIN = {
 _UNION_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
 
 
-def fault_of(error: Mapping[str, Any], body: Any) -> Fault:
-    """The fault of one entry of `ValidationError.errors()`; `body` is the type that the request's body is read as.
+def fault_of(error: Mapping[str, Any], body: Any, discriminator: str | None = None) -> Fault:
+    """The fault of one entry of `ValidationError.errors()`; `body` is the type that the request's body is read as, and
+    `discriminator` the field that tells its members apart if that is a union.
 
     Pointers into the body begin at its root; `/query/…`, `/header/…` and `/path/…` name a parameter.
     """
     place, *rest = error["loc"]
     if place != "body":
         return Fault(_join([place, *rest]), _message(error))
-    keys = _without_tags(rest, body)
+    keys = _without_tags(rest, body, discriminator)
     if error["type"] in _UNION_ERRORS:
         keys.append(error["ctx"]["discriminator"].strip("'"))
     return Fault(_join(keys), _message(error))
 
 
-def _without_tags(location: Sequence[str | int], body: Any) -> list[str | int]:
+def _without_tags(location: Sequence[str | int], body: Any, root: str | None) -> list[str | int]:
     """The keys that lead through the body: pydantic puts the chosen member of a union between them, which is no key."""
     keys: list[str | int] = []
-    here, discriminator = body, None
+    here, discriminator = body, root
     for item in location:
         if discriminator is not None:
             here, discriminator = _member(here, discriminator, item), None

@@ -95,7 +95,8 @@ def _describe(name: str, root: Path) -> LocalModel:
 async def pruned_models(session: AsyncSession, tenant_id: str) -> Sequence[PrunedModel]:
     """The newest output under each repository name of the tenant, the newest first."""
     rank = func.row_number().over(partition_by=Job.repository, order_by=(Job.finished_at.desc(), Job.id.desc()))
-    done = select(Job.id, rank.label("rank")).where(Job.tenant_id == tenant_id, Job.status == Status.SUCCEEDED).subquery()
+    mine = (Job.tenant_id == tenant_id, Job.status == Status.SUCCEEDED, Job.repository.is_not(None))
+    done = select(Job.id, rank.label("rank")).where(*mine).subquery()
     size = select(func.coalesce(func.sum(Artifact.size), 0)).where(Artifact.job_id == Job.id).scalar_subquery()
     query = (
         select(Job, size)
@@ -110,10 +111,10 @@ def _shown(job: Job, total: int) -> PrunedModel:
     recipe = PruneRecipe.model_validate(job.recipe)
     measured = (job.metrics or {}).get("sparsity")
     return PrunedModel(
-        id=job.repository,
+        id=str(job.repository),
         job_id=job.id,
         base=recipe.model,
-        method=job.method,
+        method=recipe.method.name,
         pattern=recipe.sparsity.pattern,
         sparsity=recipe.sparsity.target if measured is None else measured,
         bytes=total,

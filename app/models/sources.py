@@ -19,14 +19,14 @@ from app.settings import Settings
 from secateur.problems import ProblemError, at
 from secateur.pruning import admission
 from secateur.pruning.headers import ModelHeaders
-from secateur.recipes import PruneRecipe
+from secateur.recipes import ModelRecipe, Recipe
 
 # Threads of their own: a hub that hangs must not hold up those that read artifacts.
 _remote_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
 _OUTPUT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
-async def admit(recipe: PruneRecipe, *, tenant: Tenant, tokens: Tokens, settings: Settings) -> PruneRecipe:
+async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings) -> Recipe:
     """The recipe as it can be queued: a hub revision is resolved to a commit, an MLflow alias to a version.
 
     Only config and headers are read. Raises ProblemError, each with a pointer into the recipe: those of `app.models.local`,
@@ -48,7 +48,7 @@ async def admit(recipe: PruneRecipe, *, tenant: Tenant, tokens: Tokens, settings
         raise source.unavailable("did not answer in time") from None
 
 
-def _admit_local(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
+def _admit_local(recipe: Recipe, settings: Settings) -> Recipe:
     with _about_the_model(), parsing.one_at_a_time:
         headers = local.headers_of(recipe.model.id, settings.models_root)
         admission.check(recipe, headers)
@@ -57,22 +57,20 @@ def _admit_local(recipe: PruneRecipe, settings: Settings) -> PruneRecipe:
     return recipe
 
 
-def _admit_hub(recipe: PruneRecipe, tenant_id: str, token: str | None, settings: Settings) -> PruneRecipe:
+def _admit_hub(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Recipe:
     reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
     with _about_the_model():
         snapshot = reader.snapshot(recipe.model)
     return _admit_snapshot(recipe, reader, snapshot, tenant_id, settings)
 
 
-def _admit_mlflow(recipe: PruneRecipe, tenant_id: str, token: str | None, settings: Settings) -> PruneRecipe:
+def _admit_mlflow(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Recipe:
     with closing(Mlflow(settings, token, settings.mlflow.timeout_seconds)) as reader:
         snapshot = reader.snapshot(recipe.model)
         return _admit_snapshot(recipe, reader, snapshot, tenant_id, settings)
 
 
-def _admit_snapshot(
-    recipe: PruneRecipe, reader: Reader, snapshot: Snapshot, tenant_id: str, settings: Settings
-) -> PruneRecipe:
+def _admit_snapshot(recipe: Recipe, reader: Reader, snapshot: Snapshot, tenant_id: str, settings: Settings) -> Recipe:
     with _about_the_model():
         description = hub.describe(reader, snapshot)
         files = hub.selected(snapshot, list(description.headers))
@@ -87,12 +85,14 @@ def _admit_snapshot(
     return recipe.model_copy(update={"model": model})
 
 
-def room_for(recipe: PruneRecipe, headers: ModelHeaders, *, local_store: bool) -> int:
+def room_for(recipe: Recipe, headers: ModelHeaders, *, local_store: bool) -> int:
     """Bytes of disk that a run takes at its height: the finished blocks, the files gathered from them and, if the store is
     on this disk, what it keeps. Of a GGUF model the parameters are taken to be as many as its bytes, which lies between the
-    common quantisations, and there is a dequantised copy before the run."""
+    common quantisations, and there is a dequantised copy before the run. A job that writes no model takes no more."""
     parameters = headers.parameters or headers.bytes
     converted = parameters * _OUTPUT_BYTES["bfloat16"] if headers.format == "gguf" else 0
+    if not isinstance(recipe, ModelRecipe):
+        return converted
     return converted + parameters * _OUTPUT_BYTES[recipe.output.dtype] * (3 if local_store else 2)
 
 

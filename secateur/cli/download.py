@@ -23,7 +23,7 @@ def download(
 ) -> None:
     """Download the files of a job. A download that was broken off goes on where it was; each file's SHA-256 is checked."""
     with Client() as client:
-        folder = into or Path(client.jobs.get(job).repository.rsplit("/", 1)[-1])
+        folder = into or Path((client.jobs.get(job).repository or job).rsplit("/", 1)[-1])
         with _bar(shown=stdout.is_terminal and not as_json) as on_progress:
             client.jobs.download(job, folder, files=file, on_progress=on_progress)
     if as_json:

@@ -9,6 +9,7 @@ import typer
 
 from secateur import Client
 from secateur.cli.output import AsJson, print_json, print_table, stdout, summary_of
+from secateur.recipes import PruneRecipe, Recipe
 from secateur.schemas.jobs import Job
 
 JobId = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
@@ -27,7 +28,7 @@ def jobs(
     if as_json:
         print_json(found)
     else:
-        print_table(("job", "created", "model", "method", "state"), map(_row, found), nothing="There are no such jobs.")
+        print_table(("job", "created", "model", "work", "state"), map(_row, found), nothing="There are no such jobs.")
 
 
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
@@ -50,7 +51,13 @@ def _tell(job: Job, as_json: bool) -> None:
 
 
 def _row(job: Job) -> tuple[str, ...]:
-    recipe = job.recipe
-    amount = recipe.sparsity.pattern if recipe.sparsity.group else f"{recipe.sparsity.target:g}"
     created = f"{job.created_at.astimezone():%Y-%m-%d %H:%M}"
-    return job.id, created, recipe.model.id, f"{recipe.method.name} {amount}", summary_of(job)
+    return job.id, created, job.recipe.model.id, _work_of(job.recipe), summary_of(job)
+
+
+def _work_of(recipe: Recipe) -> str:
+    """What is done to the model: `wanda 0.5`, `sparsegpt 2:4`, `evaluate`."""
+    if not isinstance(recipe, PruneRecipe):
+        return recipe.kind
+    amount = recipe.sparsity.pattern if recipe.sparsity.group else f"{recipe.sparsity.target:g}"
+    return f"{recipe.method.name} {amount}"

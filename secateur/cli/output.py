@@ -97,8 +97,9 @@ def _measured(job: Job) -> Iterable[str]:
         return
     if metrics.sparsity is not None:
         yield f"sparsity {metrics.sparsity:.4g}"
-    if metrics.perplexity and metrics.perplexity.dense is not None and metrics.perplexity.pruned is not None:
-        yield f"perplexity {metrics.perplexity.dense:.2f} -> {metrics.perplexity.pruned:.2f}"
+    if metrics.perplexity:
+        known = (metrics.perplexity.value, metrics.perplexity.dense, metrics.perplexity.pruned)
+        yield "perplexity " + " -> ".join(f"{value:.2f}" for value in known if value is not None)
     if metrics.seconds and metrics.seconds.total is not None:
         yield duration(metrics.seconds.total)
 

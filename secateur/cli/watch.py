@@ -64,7 +64,7 @@ def _tell_end(job: Job) -> None:
         tell_problem(job.error)
     else:
         stdout.print(f"{job.id} {summary_of(job)}")
-    if job.status == Status.SUCCEEDED:
+    if job.status == Status.SUCCEEDED and job.repository:
         stdout.print(f"{job.repository} is ready: secateur download {job.id}")
 
 

@@ -8,13 +8,13 @@ from secateur.problems import ProblemError, at
 from secateur.pruning.datasets import known_bytes
 from secateur.pruning.families import Family, block_count, family_of
 from secateur.pruning.headers import FLOATS, ModelHeaders
-from secateur.pruning.registry import METHODS
-from secateur.recipes import PruneRecipe
+from secateur.pruning.registry import calibration_of
+from secateur.recipes import PruneRecipe, Recipe
 
 _INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
-def check(recipe: PruneRecipe, model: ModelHeaders) -> None:
+def check(recipe: Recipe, model: ModelHeaders) -> None:
     """Raise a ProblemError, with a pointer into the recipe, if `recipe` cannot be run on `model`.
 
     Of a GGUF model only the texts can be checked; the run checks the rest once it is converted.
@@ -27,18 +27,19 @@ def check(recipe: PruneRecipe, model: ModelHeaders) -> None:
         raise at(
             "/model/id",
             "model_quantized",
-            "The model's config.json has a quantization_config: its weights are packed and cannot be pruned as they are.",
+            "The model's config.json has a quantization_config: its weights are packed and cannot be read as they are.",
             hint="Give the model it was quantised from.",
         )
     _check_tensors(model, family)
-    _check_pattern(recipe, model, family)
+    if isinstance(recipe, PruneRecipe):
+        _check_pattern(recipe, model, family)
     _check_positions(recipe, model)
 
 
-def _check_texts(recipe: PruneRecipe) -> None:
+def _check_texts(recipe: Recipe) -> None:
     """A token is at least a byte of text, so a text with fewer bytes than tokens wanted is too short for certain."""
-    calibration, perplexity = recipe.calibration, recipe.evaluation.perplexity
-    if METHODS[recipe.method.name].calibrated:
+    calibration, perplexity = calibration_of(recipe), recipe.evaluation.perplexity
+    if calibration:
         there = known_bytes(calibration.dataset, "calibration")
         wanted = calibration.samples * calibration.sequence_length
         if there is not None and there < wanted:
@@ -115,11 +116,11 @@ def _check_pattern(recipe: PruneRecipe, model: ModelHeaders, family: Family) -> 
                 )
 
 
-def _check_positions(recipe: PruneRecipe, model: ModelHeaders) -> None:
+def _check_positions(recipe: Recipe, model: ModelHeaders) -> None:
     positions = int(model.config["max_position_embeddings"])
     lengths = {}
-    if METHODS[recipe.method.name].calibrated:
-        lengths["/calibration/sequence_length"] = recipe.calibration.sequence_length
+    if calibration := calibration_of(recipe):
+        lengths["/calibration/sequence_length"] = calibration.sequence_length
     if recipe.evaluation.perplexity:
         lengths["/evaluation/perplexity/sequence_length"] = recipe.evaluation.perplexity.sequence_length
     for pointer, length in lengths.items():

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from secateur.problems import at
-from secateur.pruning.registry import METHODS
-from secateur.recipes import PruneRecipe
+from secateur.pruning.registry import calibration_of
+from secateur.recipes import Recipe
 
 Role = Literal["calibration", "evaluation"]
 POINTERS: dict[Role, str] = {"calibration": "/calibration/dataset", "evaluation": "/evaluation/perplexity/dataset"}
@@ -63,11 +63,11 @@ def known_bytes(dataset: str, role: Role) -> int | None:
     return len(_sample(dataset, role).encode()) if dataset in SAMPLES else None
 
 
-def wanted_texts(recipe: PruneRecipe) -> list[tuple[str, Role]]:
+def wanted_texts(recipe: Recipe) -> list[tuple[str, Role]]:
     """The texts that a run of `recipe` reads."""
     wanted: list[tuple[str, Role]] = []
-    if METHODS[recipe.method.name].calibrated:
-        wanted.append((recipe.calibration.dataset, "calibration"))
+    if calibration := calibration_of(recipe):
+        wanted.append((calibration.dataset, "calibration"))
     if recipe.evaluation.perplexity:
         wanted.append((recipe.evaluation.perplexity.dataset, "evaluation"))
     return wanted
@@ -87,7 +87,7 @@ def read_text(dataset: str, role: Role, texts: Path | None = None) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def fetch_texts(recipe: PruneRecipe, into: Path, *, token: str | None = None, endpoint: str | None = None) -> None:
+def fetch_texts(recipe: Recipe, into: Path, *, token: str | None = None, endpoint: str | None = None) -> None:
     """Fetch the texts that `recipe` wants from the hub (at `endpoint` if it is given) into the folder `into`.
 
     Raises ProblemError `dataset_unavailable`.

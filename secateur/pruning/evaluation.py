@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
@@ -97,6 +99,21 @@ class PerplexityCache:
             return float(json.loads(self._file.read_text())["perplexity"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    @contextmanager
+    def alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep others from computing the same meanwhile: `on_wait` is told if somebody does, and then they are waited for.
+
+        Whoever dies lets go. Raises OSError if the folder cannot be written.
+        """
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def put(self, value: float) -> None:
         """Keep `value`; the file appears whole or not at all, also when others write the same. Raises OSError."""

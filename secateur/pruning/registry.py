@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from secateur import recipes
+from secateur.recipes import Calibration, EvaluateRecipe, PruneRecipe, Recipe
 
 # What a method needs to know of a linear's inputs: nothing, a vector of norms, mean and variance, or the Gram matrix.
 Observes = Literal["nothing", "norms", "moments", "gram"]
@@ -118,3 +119,12 @@ METHODS: Mapping[str, MethodCard] = {
 def methods() -> list[MethodCard]:
     """Every method, in the order they are shown."""
     return list(METHODS.values())
+
+
+def calibration_of(recipe: Recipe) -> Calibration | None:
+    """The token set that a run of `recipe` observes the model on; None if it looks at no data."""
+    match recipe:
+        case PruneRecipe():
+            return recipe.calibration if METHODS[recipe.method.name].calibrated else None
+        case EvaluateRecipe():
+            return None

@@ -16,7 +16,7 @@ from secateur.pruning.headers import CONFIG, companions
 from secateur.pruning.provenance import CARD, licence_of, provenance_of, tensors_of
 from secateur.pruning.registry import METHODS
 from secateur.pruning.verify import Facts
-from secateur.recipes import PruneRecipe
+from secateur.recipes import EvaluateRecipe, PruneRecipe
 
 REPORT = "compression_report.json"
 
@@ -75,6 +75,20 @@ def compression_report(
     told["provenance"] = provenance_of(asked, inputs=inputs)
     told["blocks"] = [_block(block, facts) for block in blocks]
     return told
+
+
+def evaluation_report(recipe: EvaluateRecipe, model_sha256: str, perplexity: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked (without the owner's metadata), and what was measured of which model."""
+    asked = recipe.model_dump(mode="json", exclude={"metadata"})
+    inputs = {"model_sha256": model_sha256, "evaluation_token_sha256": perplexity["protocol"]["token_sha256"]}
+    return {
+        "schema_version": 1,
+        "made_by": f"secateur {__version__}",
+        "recipe": asked,
+        "model_sha256": model_sha256,
+        "perplexity": dict(perplexity),
+        "provenance": provenance_of(asked, inputs=inputs),
+    }
 
 
 def _block(block: BlockFacts, facts: Facts) -> dict[str, Any]:

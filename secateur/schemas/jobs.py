@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from secateur.recipes import PruneRecipe
+from secateur.recipes import Kind, Recipe
 from secateur.schemas.artifacts import Artifact
 from secateur.schemas.pages import Page
 from secateur.schemas.problems import Problem
@@ -52,13 +52,14 @@ class Progress(BaseModel):
     eta_seconds: float | None = Field(default=None, description="Seconds to the end of this stage, guessed.")
 
 
-class PerplexityPair(BaseModel):
-    """Perplexity before and after, with the protocol that it was measured by."""
+class Perplexity(BaseModel):
+    """Perplexity with the protocol that it was measured by: before and after, or of a model that was only evaluated."""
 
     model_config = ConfigDict(extra="allow")
 
     dense: float | None = None
     pruned: float | None = None
+    value: float | None = Field(default=None, description="Of the model of a job of kind `evaluate`.")
     protocol: dict[str, Any] | None = None
 
 
@@ -72,7 +73,10 @@ class Seconds(BaseModel):
         description="From the load of the first block to the end of the last one's file, those of earlier attempts whose "
         "blocks were taken over included. Neither the final files nor an evaluation are in it.",
     )
-    evaluate: float | None = Field(default=None, description="The pruned model's evaluation.")
+    evaluate: float | None = Field(
+        default=None,
+        description="The pruned model's evaluation; in a job of kind `evaluate` its model's, if that was not known before.",
+    )
     total: float | None = None
 
 
@@ -82,7 +86,7 @@ class Metrics(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     sparsity: float | None = Field(default=None, description="Zeros over the pruned linears, counted in the written file.")
-    perplexity: PerplexityPair | None = None
+    perplexity: Perplexity | None = None
     seconds: Seconds | None = None
     forward_multiple: float | None = Field(
         default=None,
@@ -110,16 +114,18 @@ class Job(BaseModel):
 
     id: str
     object: Literal["job"] = "job"
-    kind: Literal["prune"]
+    kind: Kind
     status: Status
     stage: Stage | None
     progress: Progress | None
     attempt: int = Field(description="How often the job was begun; more than 1 if a worker was lost or drained.")
-    recipe: PruneRecipe = Field(description="As accepted: defaults filled, revision resolved.")
+    recipe: Recipe = Field(description="As accepted: defaults filled, revision resolved.")
     metrics: Metrics | None
     artifacts: list[Artifact]
     integrations: list[JobIntegration]
-    repository: str = Field(description="Name of the pruned model: the tenant's slug and `output.name`.")
+    repository: str | None = Field(
+        description="Name of the model that is made: the tenant's slug and `output.name`. None if the kind makes no model."
+    )
     retry_of: str | None
     error: Problem | None
     created_at: datetime

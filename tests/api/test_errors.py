@@ -62,6 +62,7 @@ def check(response: Response, status: int, code: str) -> dict[str, Any]:
         ({"metadata": {"a/b~c": 1}}, ["/metadata/a~1b~0c"]),
         ({"metadata": {"a": "\0"}}, ["/metadata/a"]),
         ({"kind": "plant"}, ["/kind"]),
+        ({"kind": "evaluate"}, ["/method", "/sparsity", "/calibration"]),
         ({"colour": 1, "size": 2}, ["/colour", "/size"]),
     ],
 )
@@ -73,6 +74,24 @@ async def test_what_is_wrong_in_a_recipe_is_pointed_at(service: Service, changes
     assert problem["errors"][0]["detail"] in problem["detail"]
     async with service.database.read() as session:
         assert (await session.scalars(select(Job))).all() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer"),
+    [
+        ({"evaluation": {}}, "/evaluation"),
+        ({"evaluation": {"perplexity": {"dataset": "pile"}}}, "/evaluation/perplexity/dataset"),
+        ({"evaluation": {"perplexity": {"sequence_length": 129}}}, "/evaluation/perplexity/sequence_length"),
+        ({"dtype": "int8"}, "/dtype"),
+        ({"output": {}}, "/output"),
+        ({"model": {"source": "local", "id": "nowhere"}}, "/model/id"),
+    ],
+)
+async def test_what_is_wrong_in_an_evaluation_is_pointed_at(service: Service, changes: Any, pointer: str) -> None:
+    asked = {"kind": "evaluate", "model": {"source": "local", "id": "tiny"}, **changes}
+    response = await service.client.post("/v1/jobs", json=asked)
+    problem = check(response, response.status_code, response.json()["code"])
+    assert [fault["pointer"] for fault in problem["errors"]] == [pointer]
 
 
 async def test_models_that_cannot_be_pruned_are_refused_before_they_are_queued(service: Service) -> None:

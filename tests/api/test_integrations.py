@@ -17,7 +17,7 @@ from app.integrations.protocol import Integration
 from app.kit import clock
 from app.settings import IntegrationsSettings, MlflowSettings, Settings
 from secateur.problems import ProblemError
-from secateur.recipes import PruneRecipe
+from secateur.recipes import ModelRecipe, PruneRecipe
 from tests.api.conftest import Service
 from tests.api.jobs import body, make_job
 from tests.api.work import succeed
@@ -29,6 +29,12 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrations.md"
 
 def recipe(**changes: object) -> PruneRecipe:
     return PruneRecipe.model_validate(body(**changes))
+
+
+def settled(wanted: PruneRecipe, settings: Settings) -> list[str]:
+    found = registry.settle(wanted, settings)
+    assert isinstance(found, ModelRecipe)
+    return [one.name for one in found.integrations or []]
 
 
 async def test_the_list_says_what_there_is_and_what_cannot_be_used_here(service: Service) -> None:
@@ -53,8 +59,8 @@ async def test_a_job_shows_its_integrations_with_all_their_options_from_the_begi
 
 def test_the_installations_default_is_for_jobs_that_name_none(tmp_path: Path) -> None:
     settings = Settings(state=tmp_path, integrations=IntegrationsSettings(default=(PUSH,)))
-    assert [one.name for one in registry.settle(recipe(), settings).integrations or []] == ["hub_push"]
-    assert registry.settle(recipe(integrations=[]), settings).integrations == []
+    assert settled(recipe(), settings) == ["hub_push"]
+    assert settled(recipe(integrations=[]), settings) == []
 
 
 def test_what_cannot_be_used_here_is_refused(tmp_path: Path) -> None:
@@ -62,7 +68,7 @@ def test_what_cannot_be_used_here_is_refused(tmp_path: Path) -> None:
         registry.settle(recipe(integrations=[{"name": "mlflow"}]), Settings(state=tmp_path))
     assert (refused.value.code, refused.value.faults[0].pointer) == ("integration_unavailable", "/integrations/0/name")
     settings = Settings(state=tmp_path, mlflow=MlflowSettings(url="http://127.0.0.1:1"))
-    assert registry.settle(recipe(integrations=[{"name": "mlflow"}]), settings).integrations
+    assert settled(recipe(integrations=[{"name": "mlflow"}]), settings) == ["mlflow"]
 
 
 async def test_a_try_is_claimed_once_and_again_when_its_lease_is_over_and_the_first_one_is_fenced(

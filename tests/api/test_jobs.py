@@ -87,17 +87,36 @@ async def test_a_finished_job_shows_metrics_files_and_report(service: Service) -
     assert (await service.client.get(f"/v1/jobs/{submitted['id']}/report")).json()["code"] == "job_not_finished"
     job = await claim(service)
     files = [claims.NewArtifact("model.safetensors", 3, "a" * 64), claims.NewArtifact("config.json", 2, "b" * 64)]
-    metrics = {"sparsity": 0.5, "perplexity": {"dense": 20.5, "pruned": 30.5, "protocol": {"windows": 3}}, "novel": 1}
+    perplexity = {"dense": 20.5, "pruned": 30.5, "protocol": {"windows": 3}}
+    metrics = {"sparsity": 0.5, "perplexity": perplexity, "novel": 1}
     report: dict[str, Any] = {"blocks": [{"linears": {}}]}
     async with service.database.write() as session:
         await claims.succeed(session, job.id, 1, metrics=metrics, report=report, artifacts=files, at=clock.now())
     shown = (await service.client.get(f"/v1/jobs/{job.id}")).json()
     assert shown["status"] == "succeeded"
-    assert shown["metrics"]["perplexity"] == metrics["perplexity"]
+    assert shown["metrics"]["perplexity"] == {**perplexity, "value": None}
     assert shown["metrics"]["novel"] == 1
     assert [file["name"] for file in shown["artifacts"]] == ["config.json", "model.safetensors"]
     assert (await service.client.get(f"/v1/jobs/{job.id}/artifacts")).json()["data"] == shown["artifacts"]
     assert (await service.client.get(f"/v1/jobs/{job.id}/report")).json() == report
+
+
+async def test_a_job_that_makes_no_model_has_neither_method_nor_repository(service: Service) -> None:
+    asked = {
+        "kind": "evaluate",
+        "model": {"source": "local", "id": "tiny"},
+        "evaluation": {"perplexity": {"sequence_length": 64}},
+    }
+    submitted = (await service.client.post("/v1/jobs", json=asked)).json()
+    assert (submitted["kind"], submitted["repository"], submitted["integrations"]) == ("evaluate", None, [])
+    assert submitted["recipe"]["evaluation"]["perplexity"]["dataset"] == "wikitext2-sample"
+    job = await claim(service)
+    metrics = {"perplexity": {"value": 20.5, "protocol": {"windows": 3}}, "seconds": {"total": 1.0}}
+    async with service.database.write() as session:
+        await claims.succeed(session, job.id, 1, metrics=metrics, report={"perplexity": {}}, artifacts=[], at=clock.now())
+    assert (await service.client.get(f"/v1/jobs/{job.id}")).json()["metrics"]["perplexity"]["value"] == 20.5
+    assert [one["source"] for one in (await service.client.get("/v1/models")).json()["data"]] == ["local"]
+    assert (await service.client.get("/v1/jobs?method=wanda")).json()["data"] == []
 
 
 async def test_a_failed_job_shows_its_problem(service: Service) -> None:

@@ -24,7 +24,7 @@ from app.models.hub import hub_problems
 from app.settings import HubSettings, Settings
 from secateur.problems import ProblemError
 from secateur.pruning.headers import ModelHeaders, Tensor
-from secateur.recipes import Model, PruneRecipe
+from secateur.recipes import Model, PruneRecipe, Recipe
 from tests.hub_server import HubServer, Repository, serve_hub
 from tests.tiny_models import make_llama
 
@@ -80,14 +80,12 @@ def _recipe(model: str = "acme/tiny", *, source: str = "hub", revision: str | No
     return PruneRecipe.model_validate(document | more)
 
 
-async def _admit(
-    settings: Settings, recipe: PruneRecipe, token: str | None = None, *, tenant: Tenant | None = None
-) -> PruneRecipe:
+async def _admit(settings: Settings, recipe: Recipe, token: str | None = None, *, tenant: Tenant | None = None) -> Recipe:
     return await sources.admit(recipe, tenant=tenant or _tenant(), tokens={SecretName.HUB_TOKEN: token}, settings=settings)
 
 
 async def _refused(
-    settings: Settings, recipe: PruneRecipe, token: str | None = None, *, tenant: Tenant | None = None
+    settings: Settings, recipe: Recipe, token: str | None = None, *, tenant: Tenant | None = None
 ) -> ProblemError:
     with pytest.raises(ProblemError) as refused:
         await _admit(settings, recipe, token, tenant=tenant)

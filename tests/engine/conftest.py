@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from secateur.pruning import pipeline
+from secateur.pruning import job
 from secateur.pruning.datasets import read_text
 from secateur.pruning.families import FAMILIES
 from tests.tiny_models import byte_tokenizer
@@ -69,4 +69,4 @@ def llama(make_model: MakeModel) -> Path:
 @pytest.fixture(autouse=True)
 def _short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The beginning of each text: a megabyte of single-byte tokens would take most of the tests' time."""
-    monkeypatch.setattr(pipeline, "read_text", lambda *wanted: read_text(*wanted)[:40_000])
+    monkeypatch.setattr(job, "read_text", lambda *wanted: read_text(*wanted)[:40_000])

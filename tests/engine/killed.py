@@ -21,7 +21,7 @@ def tell(event: Event) -> None:
 
 def main(model: str, into: str, method: str, propagate: str, *earlier: str) -> None:
     torch.set_num_threads(1)
-    with patch("secateur.pruning.pipeline.read_text", lambda *wanted: read_text(*wanted)[:40_000]):
+    with patch("secateur.pruning.job.read_text", lambda *wanted: read_text(*wanted)[:40_000]):
         pipeline.run(
             recipe(method, propagate=propagate),
             source=Path(model),

@@ -8,7 +8,8 @@ from typing import Any
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.events import Event
 from secateur.pruning.headers import read_model
-from secateur.pruning.pipeline import RunResult, run
+from secateur.pruning.job import RunResult
+from secateur.pruning.pipeline import run
 from secateur.recipes import PruneRecipe
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from secateur.recipes import PruneRecipe
+from secateur.recipes import EvaluateRecipe, PruneRecipe, read_model_recipe, read_recipe
 
 
 def recipe(**changes: Any) -> PruneRecipe:
@@ -89,3 +89,37 @@ def test_a_long_name_keeps_its_tail() -> None:
     made = recipe(model={"source": "local", "id": "m" * 200})
     assert len(made.name) == 96
     assert made.name.endswith("-wanda-50")
+
+
+EVALUATE = {"kind": "evaluate", "model": {"source": "local", "id": "smollm2-135m"}}
+
+
+def test_a_document_is_read_as_the_kind_that_it_names() -> None:
+    evaluate = read_recipe(EVALUATE)
+    assert isinstance(evaluate, EvaluateRecipe)
+    assert evaluate.evaluation.perplexity is not None
+    for made in (evaluate, recipe()):
+        assert read_recipe(made.model_dump(mode="json")) == made
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"kind": "prnue"}, ""),
+        ({"method": {"name": "wanda"}}, "evaluate.method"),
+        ({"output": {}}, "evaluate.output"),
+        ({"evaluation": {}}, "evaluate.evaluation"),
+        ({"evaluation": {"perplexity": None}}, "evaluate.evaluation"),
+        ({"schema_version": 2}, "evaluate.schema_version"),
+    ],
+)
+def test_a_kind_has_its_own_fields_and_no_others(changes: dict[str, Any], where: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        read_recipe(EVALUATE | changes)
+    assert [".".join(map(str, error["loc"])) for error in caught.value.errors()] == [where]
+
+
+def test_only_a_kind_that_writes_a_model_has_one() -> None:
+    assert read_model_recipe(recipe().model_dump(mode="json")).name == "smollm2-135m-wanda-50"
+    with pytest.raises(TypeError, match="evaluate"):
+        read_model_recipe(EVALUATE)
