@@ -32,7 +32,7 @@ def dense_seconds(folder: Path) -> float:
         began = time.monotonic()
         for index in range(model.count):
             with model.block(index) as block:
-                forward(block, index, batches)
+                forward(block, index, batches, model.lanes)
         return time.monotonic() - began
 
 

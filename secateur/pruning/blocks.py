@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,13 +16,14 @@ from secateur.pruning.events import Narrator
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family, block_count, pruned_weights
+from secateur.pruning.lanes import lanes
 from secateur.pruning.memory import give_back
 from secateur.pruning.methods import Method
 from secateur.pruning.registry import METHODS
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense, run_staged
-from secateur.pruning.statistics import Statistics, observer
-from secateur.pruning.streaming import MicroBatch, StreamedModel, forward, run_block
+from secateur.pruning.statistics import Statistics, observe, observer
+from secateur.pruning.streaming import MicroBatch, StreamedModel, forward
 from secateur.recipes import PruneRecipe
 
 PROBE_TOKENS = 8
@@ -75,7 +76,7 @@ class _BlockPruner:
         self._targets = uniform(recipe.sparsity, pruned_weights(source.headers, family))
         self._observes, self._propagate = card.observes, recipe.propagate
         self._source, self._family = source, family
-        self.dtype, self.device = DTYPES[recipe.output.dtype], device
+        self.dtype, self.device, self._lanes = DTYPES[recipe.output.dtype], device, lanes(device)
         self.begin(0)
 
     def begin(self, index: int, *, fallbacks: tuple[str, ...] = ()) -> None:
@@ -97,29 +98,28 @@ class _BlockPruner:
             raise self._nonfinite("its output")
 
     def _prune_staged(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
-        def prune(group: Group, inputs: Iterator[Tensor]) -> None:
+        def prune(group: Group, inputs: list[Tensor]) -> None:
             self._prune_group(block, group, self._observed(block, group, inputs))
 
-        run_staged(block, self.facts.block, batches, groups, prune, propagate=propagate)
+        run_staged(block, self.facts.block, batches, groups, prune, self._lanes, propagate=propagate)
 
     def _prune_whole(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         """Observe all of the dense block, then prune it; what goes on is its dense output, or that of a second forward."""
         index, dense = self.facts.block, self._propagate == "none"
-        seen = {group: self._observed(block, group, ()) for group in groups}
-        run_dense(
-            block, index, batches, groups, lambda group, inputs: seen[group].add(inputs), propagate=dense and propagate
-        )
+        seen = {group: self._observed(block, group, []) for group in groups}
+
+        def see(group: Group, inputs: list[Tensor]) -> None:
+            observe(seen[group], inputs, self._lanes)
+
+        run_dense(block, index, batches, groups, see, self._lanes, propagate=dense and propagate)
         for group in groups:
             self._prune_group(block, group, seen.pop(group))
         if propagate and not dense:
-            outputs = [run_block(block, index, batch) for batch in batches]
-            for batch, output in zip(batches, outputs, strict=True):
-                batch.hidden = output
+            forward(block, index, batches, self._lanes)
 
-    def _observed(self, block: nn.Module, group: Group, inputs: Iterable[Tensor]) -> Statistics:
+    def _observed(self, block: nn.Module, group: Group, inputs: list[Tensor]) -> Statistics:
         statistics = observer(self._observes, _linear(block, group[0]).in_features, self.device)
-        for part in inputs:
-            statistics.add(part)
+        observe(statistics, inputs, self._lanes)
         return statistics
 
     def _prune_group(self, block: nn.Module, group: Group, statistics: Statistics) -> None:
@@ -189,7 +189,7 @@ class _Walk:
             batch.hidden = part
         for index in range(reached, len(attempt.finished)):
             with attempt.written(index) as written, self._model.block(index, None if dense else written) as block:
-                forward(block, index, self.batches)
+                forward(block, index, self.batches, self._model.lanes)
 
     def prune(self, index: int, *, propagate: bool) -> None:
         """Prune a block and, with `propagate`, go on behind it. If memory runs out, halve the micro-batches and begin the

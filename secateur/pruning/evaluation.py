@@ -46,7 +46,7 @@ def measure(model: StreamedModel, windows: Tensor, on_block: Callable[[int], Non
     blocks_began = time.monotonic()
     for index in range(model.count):
         with model.block(index) as block:
-            forward(block, index, batches)
+            forward(block, index, batches, model.lanes)
         on_block(index + 1)
     per_token = (time.monotonic() - blocks_began) / windows.numel()
     loss = sum(_loss(model, batch) for batch in batches)

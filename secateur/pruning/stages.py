@@ -17,6 +17,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
 from secateur.problems import ProblemError
+from secateur.pruning.lanes import Lanes
 from secateur.pruning.streaming import MicroBatch, run_block
 
 Group = tuple[str, ...]
@@ -50,21 +51,21 @@ def run_staged(
     index: int,
     batches: list[MicroBatch],
     groups: list[Group],
-    prune: Callable[[Group, Iterator[Tensor]], None],
+    prune: Callable[[Group, list[Tensor]], None],
+    lanes: Lanes,
     *,
     propagate: bool,
 ) -> None:
     """Run `block` once over `batches`, calling `prune` for each group with its inputs, (batch, seq, in_features) each.
 
-    `prune` takes all the inputs, one micro-batch at a time, and changes the weights. With `propagate` the batches' hidden
-    states become the pruned block's output, all of them or, if anything fails, none; without it nothing is computed after
-    the last group.
+    `prune` gets the inputs of all micro-batches and changes the weights. With `propagate` the batches' hidden states become
+    the pruned block's output, all of them or, if anything fails, none; without it nothing is computed after the last group.
     """
-    with _paused(block, index, batches, groups) as runs:
+    with _paused(block, index, batches, groups, lanes) as runs:
         for group in groups:
-            prune(group, (run.switch() for run in runs))
+            prune(group, lanes.map(greenlet.switch, runs))
         if propagate:
-            outputs = [run.switch() for run in runs]
+            outputs = lanes.map(greenlet.switch, runs)
             for batch, output in zip(batches, outputs, strict=True):
                 batch.hidden = output
 
@@ -74,35 +75,47 @@ def run_dense(
     index: int,
     batches: list[MicroBatch],
     groups: list[Group],
-    observe: Callable[[Group, Tensor], None],
+    observe: Callable[[Group, list[Tensor]], None],
+    lanes: Lanes,
     *,
     propagate: bool,
 ) -> None:
-    """Run `block` as it is over `batches`, showing `observe` every group's input, (batch, seq, in_features).
+    """Run `block` as it is over `batches`, a few at a time, showing `observe` every group's inputs, (batch, seq, in_features).
 
     `propagate` is as in `run_staged`.
     """
-    with _paused(block, index, batches, groups) as runs:
-        outputs = []
-        for run in runs:
+    outputs: list[Tensor] = []
+    for start in range(0, len(batches), lanes.count):
+        with _paused(block, index, batches[start : start + lanes.count], groups, lanes) as runs:
             for group in groups:
-                observe(group, run.switch())
+                observe(group, lanes.map(greenlet.switch, runs))
             if propagate:
-                outputs.append(run.switch())
-        for batch, output in zip(batches, outputs, strict=False):
-            batch.hidden = output
+                outputs += lanes.map(greenlet.switch, runs)
+    for batch, output in zip(batches, outputs, strict=False):
+        batch.hidden = output
 
 
 @contextmanager
-def _paused(block: nn.Module, index: int, batches: list[MicroBatch], groups: list[Group]) -> Iterator[list[greenlet]]:
+def _paused(
+    block: nn.Module, index: int, batches: list[MicroBatch], groups: list[Group], lanes: Lanes
+) -> Iterator[list[greenlet]]:
     """A run for each micro-batch: each switch takes it to the next group's input, and the last one to its output."""
-    hub = getcurrent()
 
     def pause(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        hub.switch(args[0])
+        getcurrent().parent.switch(args[0])
 
     with _before({group[0]: pause for group in groups}, block):
-        yield [greenlet(partial(run_block, block, index, batch)) for batch in batches]
+        runs = lanes.map(lambda batch: greenlet(partial(run_block, block, index, batch)), batches)
+        try:
+            yield runs
+        finally:
+            lanes.map(_end, runs)
+
+
+def _end(run: greenlet) -> None:
+    """Let go of what a run that was not finished holds. Only its own thread can."""
+    if run:
+        run.throw()
 
 
 @contextmanager

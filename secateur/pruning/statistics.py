@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from secateur.pruning.lanes import Lanes
 from secateur.pruning.registry import Observes
 
-TOKENS_AT_ONCE = 1024  # that are widened to float32 at a time
-STRIP = 256  # rows of the Gram that are one matrix product
+TOKENS_AT_ONCE = 2048  # that are widened to float32 at a time
+ELEMENTS_IN_CACHE = 1 << 17  # of float32, so that squaring and summing read no memory
+STRIP = 512  # rows of the Gram that are one matrix product
 
 
 class Statistics(Protocol):
@@ -38,9 +40,15 @@ class InputNorms:
         self._squares = torch.zeros(in_features, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
-            self._squares += tokens.float().square().sum(dim=0)
+        for tokens in _in_cache(inputs):
+            wide = tokens.float()
+            self._squares += wide.mul_(wide).sum(dim=0)
             self.count += len(tokens)
+
+    def merge(self, other: InputNorms) -> None:
+        """Take in what `other` has taken in."""
+        self._squares += other._squares
+        self.count += other.count
 
     @property
     def squares(self) -> Tensor:
@@ -60,15 +68,23 @@ class InputMoments:
         self._deviations = torch.zeros_like(self._mean)  # sum of squared deviations from the mean, (in_features,)
 
     def add(self, inputs: Tensor) -> None:
-        for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
-            wide, before, new = tokens.float(), self.count, len(tokens)
-            if not new:
-                continue
-            self.count = before + new
+        for tokens in _in_cache(inputs):
+            wide = tokens.float()
             mean = wide.mean(dim=0)  # (in_features,)
-            step = mean.double() - self._mean
-            self._mean += step * (new / self.count)
-            self._deviations += (wide - mean).square_().sum(dim=0) + step.square() * (before * new / self.count)
+            wide -= mean
+            self._join(len(tokens), mean.double(), wide.mul_(wide).sum(dim=0))
+
+    def merge(self, other: InputMoments) -> None:
+        """Take in what `other` has taken in."""
+        self._join(other.count, other._mean, other._deviations)
+
+    def _join(self, new: int, mean: Tensor, deviations: Tensor) -> None:
+        if not new:
+            return
+        before, self.count = self.count, self.count + new
+        step = mean - self._mean
+        self._mean += step * (new / self.count)
+        self._deviations += deviations + step.square() * (before * new / self.count)
 
     @property
     def mean(self) -> Tensor:
@@ -94,7 +110,6 @@ class Gram:
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self.count = 0
-        self._sum = torch.zeros(in_features, dtype=torch.float64, device=device)
         self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
@@ -104,7 +119,6 @@ class Gram:
                 for start in range(0, len(self._lower), STRIP):
                     end = min(start + STRIP, len(self._lower))
                     self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
-            self._sum += wide.sum(dim=0)
             self.count += len(tokens)
 
     @property
@@ -116,11 +130,6 @@ class Gram:
         return self._lower
 
     @property
-    def mean(self) -> Tensor:
-        """Mean over tokens of each input, (in_features,), float64."""
-        return self._sum / max(self.count, 1)
-
-    @property
     def squares(self) -> Tensor:
         return self._lower.diagonal()
 
@@ -130,6 +139,29 @@ def observer(observes: Observes, in_features: int, device: torch.device) -> Stat
     if observes == "gram":
         return Gram(in_features, device)
     return InputMoments(in_features, device) if observes == "moments" else InputNorms(in_features, device)
+
+
+def observe(statistics: Statistics, inputs: Sequence[Tensor], lanes: Lanes) -> None:
+    """Take in all `inputs`, (…, in_features) each. Vectors are summed up in the lanes and joined in order; of a Gram there
+    is only one."""
+    if isinstance(statistics, InputNorms | InputMoments):
+        kind = type(statistics)
+
+        def summed(part: Tensor) -> Any:
+            alone = kind(part.shape[-1], part.device)
+            alone.add(part)
+            return alone
+
+        for each in lanes.map(summed, inputs):
+            statistics.merge(each)
+    else:
+        for part in inputs:
+            statistics.add(part)
+
+
+def _in_cache(inputs: Tensor) -> Sequence[Tensor]:
+    """`inputs`, (…, in_features), in parts of (tokens, in_features) that a core's cache holds in float32."""
+    return torch.split(inputs.flatten(0, -2), max(1, ELEMENTS_IN_CACHE // inputs.shape[-1]))  # (tokens, in_features)
 
 
 @contextmanager

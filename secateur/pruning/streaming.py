@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.families import Family, block_count
+from secateur.pruning.lanes import Lanes, lanes
 from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
 
@@ -46,6 +48,7 @@ class StreamedModel:
         self.model = _without_weights(checkpoint.folder, dtype, device)
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.blocks).children())
         self.batch_tokens = batch_tokens(checkpoint.headers.config, dtype, device)
+        self.lanes = lanes(device)
         inside = f"{family.blocks}."
         self._outside = {name: empty for name, empty in self.model.state_dict().items() if not name.startswith(inside)}
         self._origins = self._load_outside_blocks(inside)
@@ -79,8 +82,8 @@ class StreamedModel:
         return checkpoint.read(name, self._dtype, self._device)
 
     def batches(self, tokens: Tensor) -> list[MicroBatch]:
-        """`tokens`, (sequences, seq), in micro-batches before the first block."""
-        size = max(1, self.batch_tokens // tokens.shape[1])
+        """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be."""
+        size = max(1, min(self.batch_tokens // tokens.shape[1], -(-len(tokens) // self.lanes.count)))
         return [self.enter(part) for part in torch.split(tokens, size)]
 
     def halved(self, batches: list[MicroBatch]) -> list[MicroBatch]:
@@ -175,10 +178,11 @@ def require_fit(checkpoint: Checkpoint) -> None:
             )
 
 
-def forward(block: nn.Module, index: int, batches: list[MicroBatch]) -> None:
-    """Carry `batches` through the block, one after the other."""
-    for batch in batches:
-        batch.hidden = run_block(block, index, batch)
+def forward(block: nn.Module, index: int, batches: list[MicroBatch], lanes: Lanes) -> None:
+    """Carry `batches` through the block: all of them or, if anything fails, none."""
+    outputs = lanes.map(partial(run_block, block, index), batches)
+    for batch, output in zip(batches, outputs, strict=True):
+        batch.hidden = output
 
 
 def run_block(block: nn.Module, index: int, batch: MicroBatch) -> Tensor:

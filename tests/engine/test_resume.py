@@ -22,6 +22,7 @@ from secateur.pruning.job import SCRATCH, RunResult
 from secateur.pruning.methods import Pruned
 from secateur.pruning.methods.wanda import WandaMethod
 from secateur.pruning.statistics import InputNorms
+from secateur.pruning.lanes import Lanes
 from secateur.pruning.streaming import MicroBatch, forward
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import prune, recipe
@@ -131,9 +132,9 @@ def test_saved_activations_are_a_shortcut_and_nothing_more(
     expected = first_done(llama, tmp_path / "undisturbed")[1].files
     walked: list[int] = []
 
-    def counted(block: nn.Module, index: int, batches: list[MicroBatch]) -> None:
+    def counted(block: nn.Module, index: int, batches: list[MicroBatch], lanes: Lanes) -> None:
         walked.append(index)
-        forward(block, index, batches)
+        forward(block, index, batches, lanes)
 
     monkeypatch.setattr("secateur.pruning.blocks.forward", counted)
     assert first_done(llama, tmp_path / "with", stopped)[1].files == expected

@@ -1,0 +1,56 @@
+"""Threads that share the micro-batches among the processor's cores.
+
+A product of a micro-batch takes so little time that torch's own threads spend a quarter of a forward waiting for one another,
+operation by operation. Here each core takes micro-batches of its own, and one operation runs on one core.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache, partial
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MOST_LANES = 8  # each holds the intermediate results of a micro-batch; with more cores a lane has several
+
+
+class Lanes:
+    """Item i of any `map` runs in the same thread, whatever is mapped over it: greenlets cannot change theirs."""
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.count = count
+        self._pools = [
+            ThreadPoolExecutor(1, f"lane-{number}", partial(torch.set_num_threads, threads // count))
+            for number in range(count if count > 1 else 0)
+        ]
+        for pool in self._pools:
+            pool.submit(threading.get_ident).result()
+        torch.set_num_threads(threads)  # a lane's call changed what threads to come begin with
+
+    def map(self, task: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`task` of every item, in order. If any fails all are waited for, and the first failure is raised."""
+        if len(items) == 1 or not self._pools:
+            return [task(item) for item in items]
+        graded = torch.is_grad_enabled()  # which is a setting of each thread
+
+        def run(item: Item) -> Result:
+            with torch.set_grad_enabled(graded):
+                return task(item)
+
+        futures: list[Future[Result]] = [self._pools[i % self.count].submit(run, item) for i, item in enumerate(items)]
+        for future in futures:
+            future.exception()
+        return [future.result() for future in futures]
+
+
+@cache
+def lanes(device: torch.device) -> Lanes:
+    """The lanes of a device: a GPU's one, or as many as the processor's threads that torch may use."""
+    threads = torch.get_num_threads()
+    return Lanes(1 if device.type != "cpu" else min(threads, MOST_LANES), threads)
