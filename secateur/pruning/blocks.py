@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -101,7 +100,7 @@ class _BlockPruner:
         def prune(group: Group, inputs: list[Tensor]) -> None:
             self._prune_group(block, group, self._observed(block, group, inputs))
 
-        run_staged(block, self.facts.block, batches, groups, prune, self._lanes, propagate=propagate)
+        run_staged(block, self.facts.block, batches, groups, prune=prune, lanes=self._lanes, propagate=propagate)
 
     def _prune_whole(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         """Observe all of the dense block, then prune it; what goes on is its dense output, or that of a second forward."""
@@ -111,7 +110,7 @@ class _BlockPruner:
         def see(group: Group, inputs: list[Tensor]) -> None:
             observe(seen[group], inputs, self._lanes)
 
-        run_dense(block, index, batches, groups, see, self._lanes, propagate=dense and propagate)
+        run_dense(block, index, batches, groups, observe=see, lanes=self._lanes, propagate=dense and propagate)
         for group in groups:
             self._prune_group(block, group, seen.pop(group))
         if propagate and not dense:

@@ -1,7 +1,7 @@
 """Threads that share the micro-batches among the processor's cores.
 
-A product of a micro-batch takes so little time that torch's own threads spend a quarter of a forward waiting for one another,
-operation by operation. Here each core takes micro-batches of its own, and one operation runs on one core.
+An operation on a micro-batch takes so little time that torch's own threads spend a quarter of a forward waiting for one
+another. Here each core takes micro-batches of its own, and an operation runs on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Lanes:
     def __init__(self, count: int, threads: int) -> None:
         self.count = count
         self._pools = [
-            ThreadPoolExecutor(1, f"lane-{number}", partial(torch.set_num_threads, threads // count))
+            ThreadPoolExecutor(1, f"lane-{number}", partial(_use_threads, threads // count))
             for number in range(count if count > 1 else 0)
         ]
         for pool in self._pools:
@@ -47,6 +47,12 @@ class Lanes:
         for future in futures:
             future.exception()
         return [future.result() for future in futures]
+
+
+def _use_threads(count: int) -> None:
+    """Let operations of this thread have `count` threads, whatever is said elsewhere later on."""
+    torch.set_num_threads(count)
+    torch.get_num_threads()  # a thread's first question settles its own number
 
 
 @cache

@@ -51,9 +51,9 @@ def run_staged(
     index: int,
     batches: list[MicroBatch],
     groups: list[Group],
+    *,
     prune: Callable[[Group, list[Tensor]], None],
     lanes: Lanes,
-    *,
     propagate: bool,
 ) -> None:
     """Run `block` once over `batches`, calling `prune` for each group with its inputs, (batch, seq, in_features) each.
@@ -75,12 +75,12 @@ def run_dense(
     index: int,
     batches: list[MicroBatch],
     groups: list[Group],
+    *,
     observe: Callable[[Group, list[Tensor]], None],
     lanes: Lanes,
-    *,
     propagate: bool,
 ) -> None:
-    """Run `block` as it is over `batches`, a few at a time, showing `observe` every group's inputs, (batch, seq, in_features).
+    """Run `block` as it is over `batches`, showing `observe` some of every group's inputs, (batch, seq, in_features) each.
 
     `propagate` is as in `run_staged`.
     """
@@ -102,7 +102,9 @@ def _paused(
     """A run for each micro-batch: each switch takes it to the next group's input, and the last one to its output."""
 
     def pause(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        getcurrent().parent.switch(args[0])
+        lane = getcurrent().parent
+        assert lane is not None, "hooks are there only while runs are"  # noqa: S101 - for the type checker
+        lane.switch(args[0])
 
     with _before({group[0]: pause for group in groups}, block):
         runs = lanes.map(lambda batch: greenlet(partial(run_block, block, index, batch)), batches)

@@ -41,8 +41,7 @@ class InputNorms:
 
     def add(self, inputs: Tensor) -> None:
         for tokens in _in_cache(inputs):
-            wide = tokens.float()
-            self._squares += wide.mul_(wide).sum(dim=0)
+            self._squares += tokens.float().square().sum(dim=0)
             self.count += len(tokens)
 
     def merge(self, other: InputNorms) -> None:
@@ -71,8 +70,7 @@ class InputMoments:
         for tokens in _in_cache(inputs):
             wide = tokens.float()
             mean = wide.mean(dim=0)  # (in_features,)
-            wide -= mean
-            self._join(len(tokens), mean.double(), wide.mul_(wide).sum(dim=0))
+            self._join(len(tokens), mean.double(), (wide - mean).square_().sum(dim=0))
 
     def merge(self, other: InputMoments) -> None:
         """Take in what `other` has taken in."""

@@ -19,10 +19,10 @@ from secateur.pruning import pipeline, resume
 from secateur.pruning.checkpoint import sha256_of
 from secateur.pruning.events import Event
 from secateur.pruning.job import SCRATCH, RunResult
+from secateur.pruning.lanes import Lanes
 from secateur.pruning.methods import Pruned
 from secateur.pruning.methods.wanda import WandaMethod
 from secateur.pruning.statistics import InputNorms
-from secateur.pruning.lanes import Lanes
 from secateur.pruning.streaming import MicroBatch, forward
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import prune, recipe

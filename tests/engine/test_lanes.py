@@ -1,0 +1,48 @@
+"""Lanes: order, threads, failures."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+from secateur.pruning.lanes import Lanes
+
+
+@pytest.fixture(scope="module")
+def two() -> Lanes:
+    return Lanes(2, 2)
+
+
+def test_results_come_in_order_and_an_item_keeps_its_thread(two: Lanes) -> None:
+    assert two.map(lambda number: number * 10, range(5)) == [0, 10, 20, 30, 40]
+    first, second = (two.map(lambda _: threading.get_ident(), range(5)) for _ in range(2))
+    assert first == second
+    assert len(set(first)) == 2
+
+
+def test_the_first_failure_is_raised_once_all_have_ended(two: Lanes) -> None:
+    ended: list[int] = []
+
+    def fail(number: int) -> None:
+        ended.append(number)
+        raise ValueError(number)
+
+    with pytest.raises(ValueError, match="0"):
+        two.map(fail, range(4))
+    assert sorted(ended) == [0, 1, 2, 3]
+
+
+def test_a_lane_computes_gradients_where_its_caller_does(two: Lanes) -> None:
+    weight = torch.ones(3, requires_grad=True)
+    with torch.no_grad():
+        assert not any(part.requires_grad for part in two.map(lambda k: weight * k, range(2)))
+    assert all(part.requires_grad for part in two.map(lambda k: weight * k, range(2)))
+
+
+def test_the_caller_keeps_its_threads(two: Lanes) -> None:
+    before = torch.get_num_threads()
+    Lanes(2, before)
+    assert torch.get_num_threads() == before
+    assert two.map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]
