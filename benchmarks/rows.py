@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.protocol import EVALUATION, LENGTH, ROOT, SAMPLES
 from secateur.recipes import PruneRecipe
@@ -72,6 +72,17 @@ def asked_of(recipe: PruneRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", include={"method", "sparsity", "calibration", "propagate"})
 
 
+def _as_asked_today(row: Row) -> Row:
+    """The row, its recipe with the defaults of fields that recipes did not have when it was measured."""
+    if row.asked is None:
+        return row
+    body = {"kind": "prune", "model": {"source": "local", "id": "model"}, **row.asked}
+    try:
+        return replace(row, asked=asked_of(PruneRecipe.model_validate(body)))
+    except ValidationError:  # a field that is no more: nobody will ask for it
+        return row
+
+
 class Results:
     """The results file. Raises ValueError if its protocol is another."""
 
@@ -83,7 +94,7 @@ class Results:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         if json.loads(header) != {"protocol": PROTOCOL}:
             raise ValueError(f"{path} was measured by another protocol; move it away")
-        self.rows = [_ROW.validate_json(line) for line in lines]
+        self.rows = [_as_asked_today(_ROW.validate_json(line)) for line in lines]
 
     def find(self, asked: dict[str, Any] | None, model: str = MODEL) -> Row | None:
         """The newest row of a model for what was asked."""

@@ -69,6 +69,7 @@ _ROWS = (
     Kind("pattern_does_not_divide", 422, "The pattern does not divide a linear's inputs"),
     Kind("sequence_too_long", 422, "The sequence is longer than the model's positions"),
     Kind("calibration_text_too_short", 422, "The text is too short for what was asked of it"),
+    Kind("calibration_too_small", 422, "There are too few calibration samples for what was asked"),
     Kind("dataset_unavailable", 422, "The dataset cannot be had"),
     # The run
     Kind("nonfinite_activation", 422, "An activation is not finite"),

@@ -8,7 +8,8 @@ default.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -57,7 +58,90 @@ class Model(_Part):
         return self
 
 
-class Magnitude(_Part):
+ALPHAS = (0.0, 0.25, 0.5, 1.0)  # among which `alpha: auto` chooses
+Clamp = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(ge=1)]]
+
+
+class NoCompensation(_Part):
+    """Leave the weights that stay as the method leaves them."""
+
+    name: Literal["none"] = "none"
+
+
+class Correction(_Part):
+    guard: bool = Field(
+        default=True,
+        description="Compare the block's output error with and without it on held-out calibration sequences, for each group "
+        "of linears with the same input, and refuse it where it does not lower the error. Takes two samples or more.",
+    )
+    on_updated_weights: bool = Field(
+        default=False, description="Say that it is wanted after a method that has updated the weights itself."
+    )
+
+
+class EnergyCompensation(Correction):
+    """Give columns, then rows, the spread they had before (arXiv 2602.07375). Looks at no data but the guard's."""
+
+    name: Literal["energy"]
+    epsilon: float = Field(default=1e-8, ge=0, lt=1, description="Keeps the quotient finite; relative to the energy before.")
+    clamp: Clamp = Field(default=(0.8, 1.5), description="Least and largest factor.")
+
+
+class VarianceMatching(Correction):
+    """Scale each row so that its output has the second moment that it had before."""
+
+    name: Literal["variance_matching"]
+    tokens: float = Field(
+        default=0.125, gt=0, le=0.125, description="Share of the calibration tokens that moments are from."
+    )
+    clamp: Clamp = Field(default=(0.5, 2.0), description="Least and largest factor.")
+
+
+class LeastSquares(Correction):
+    """Scale each row so that its output has the least squared error."""
+
+    name: Literal["least_squares"]
+    tokens: float = Field(
+        default=0.125, gt=0, le=0.125, description="Share of the calibration tokens that moments are from."
+    )
+    clamp: Clamp = Field(default=(0.5, 2.0), description="Least and largest factor.")
+
+
+Compensation = Annotated[NoCompensation | EnergyCompensation | VarianceMatching | LeastSquares, Field(discriminator="name")]
+
+
+class _Method(_Part):
+    """What every method has beside its own parameters."""
+
+    updates_weights: ClassVar[bool] = False  # also those that it keeps
+
+    compensation: Compensation = Field(
+        default=NoCompensation(), description="How to make up for what was removed, with the mask as it is."
+    )
+
+    @model_validator(mode="after")
+    def _compensated_knowingly(self) -> Self:
+        wanted = self.compensation
+        if self.updates_weights and isinstance(wanted, Correction) and not wanted.on_updated_weights:
+            raise PydanticCustomError(
+                "compensation_after_update",
+                "this method already updates the weights that stay; to compensate on top of that, set "
+                "compensation.on_updated_weights",
+            )
+        return self
+
+    @property
+    def alternatives(self) -> Mapping[str, Self]:
+        """The methods among which held-out sequences choose, by what tells them apart; one if there is no choice."""
+        return {"": self}
+
+    @property
+    def guarded(self) -> bool:
+        """Whether calibration sequences are held out to choose on."""
+        return len(self.alternatives) > 1 or (isinstance(self.compensation, Correction) and self.compensation.guard)
+
+
+class Magnitude(_Method):
     """Remove the weights that are smallest in absolute value."""
 
     name: Literal["magnitude"]
@@ -66,7 +150,7 @@ class Magnitude(_Part):
     )
 
 
-class Wanda(_Part):
+class Wanda(_Method):
     """Remove the weights with the smallest |weight| x input norm (arXiv 2306.11695)."""
 
     name: Literal["wanda"]
@@ -75,8 +159,10 @@ class Wanda(_Part):
     )
 
 
-class SparseGPT(_Part):
+class SparseGPT(_Method):
     """Remove weights by the optimal brain surgeon's saliency and update those that stay (arXiv 2301.00774)."""
+
+    updates_weights: ClassVar[bool] = True
 
     name: Literal["sparsegpt"]
     damping: float = Field(
@@ -87,7 +173,7 @@ class SparseGPT(_Part):
     )
 
 
-class RIA(_Part):
+class RIA(_Method):
     """Remove the weights with the smallest share of their row and column, times a power of the input norm (ICLR 2024,
     OpenReview Tr0lPx9woF)."""
 
@@ -99,7 +185,7 @@ class RIA(_Part):
     )
 
 
-class DSnoT(_Part):
+class DSnoT(_Method):
     """Refine the mask of another method: swap removed and kept weights so that the expected output is kept (arXiv
     2310.08915)."""
 
@@ -119,8 +205,10 @@ class DSnoT(_Part):
     )
 
 
-class ALPS(_Part):
+class ALPS(_Method):
     """Find the support by ADMM and the weights on it by conjugate gradients (arXiv 2406.07831)."""
+
+    updates_weights: ClassVar[bool] = True
 
     name: Literal["alps"]
     damping: float = Field(
@@ -130,7 +218,44 @@ class ALPS(_Part):
     cg_iterations: int = Field(default=10, ge=0, le=1000, description="Of conjugate gradients, at most (the authors' 10).")
 
 
-Method = Annotated[Magnitude | Wanda | SparseGPT | RIA | DSnoT | ALPS, Field(discriminator="name")]
+class StatisticalCorrection(_Method):
+    """Remove the weights with the lowest |weight| x input statistic x column factor, and compensate (arXiv 2602.07375).
+
+    `secateur`: Wanda's input norm, and variance matching behind the guard. `paper`: the fourth root of the input's variance,
+    and energy compensation without a guard.
+    """
+
+    name: Literal["statistical_correction"]
+    variant: Literal["secateur", "paper"] = "secateur"
+    alpha: Annotated[float, Field(ge=0, le=4)] | Literal["auto"] = Field(
+        default=0.25,
+        description="A column whose weights have the variance v gets the factor v^(-alpha/2). `auto` chooses 0, 0.25, 0.5 "
+        "or 1 for each group of linears with the same input by the block's output error on held-out sequences.",
+    )
+    epsilon: float = Field(default=1e-8, gt=0, lt=1, description="Added to v; relative to the columns' mean variance.")
+    comparison: Literal["row", "layer"] = Field(
+        default="row", description="Which weights compete: those of one output row, or those of the whole linear."
+    )
+    compensation: Compensation = Field(
+        default=VarianceMatching(name="variance_matching"),
+        description="How to make up for what was removed. By default the variant's.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compensation_of_the_paper(cls, body: object) -> object:
+        if isinstance(body, dict) and body.get("variant") == "paper":
+            return {"compensation": {"name": "energy", "guard": False}} | body
+        return body
+
+    @property
+    def alternatives(self) -> Mapping[str, Self]:
+        if self.alpha != "auto":
+            return {"": self}
+        return {f"alpha={alpha:g}": self.model_copy(update={"alpha": alpha}) for alpha in ALPHAS}
+
+
+Method = Annotated[Magnitude | Wanda | SparseGPT | RIA | DSnoT | ALPS | StatisticalCorrection, Field(discriminator="name")]
 
 _N_OF_M = re.compile(r"(\d{1,2}):(\d{1,2})")
 MAX_GROUP = 32

@@ -20,6 +20,8 @@ def check(recipe: Recipe, model: ModelHeaders) -> None:
     Of a GGUF model only the texts can be checked; the run checks the rest once it is converted.
     """
     _check_texts(recipe)
+    if isinstance(recipe, PruneRecipe):
+        _check_samples(recipe)
     if model.format == "gguf":
         return
     family = family_of(model)
@@ -34,6 +36,17 @@ def check(recipe: Recipe, model: ModelHeaders) -> None:
     if isinstance(recipe, PruneRecipe):
         _check_pattern(recipe, model, family)
     _check_positions(recipe, model)
+
+
+def _check_samples(recipe: PruneRecipe) -> None:
+    """The guard holds out whole sequences, and leaves one to observe."""
+    if recipe.method.guarded and recipe.calibration.samples < 2:
+        raise at(
+            "/calibration/samples",
+            "calibration_too_small",
+            "The method's guard holds a calibration sequence out; there is one sample only.",
+            hint="Ask for two samples or more, or set guard to false.",
+        )
 
 
 def _check_texts(recipe: Recipe) -> None:

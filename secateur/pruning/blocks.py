@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,15 @@ from secateur.pruning.events import Narrator
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family, block_count, pruned_weights
+from secateur.pruning.group_pruner import GroupPruner, Observed
+from secateur.pruning.guard import Guard, held_out
 from secateur.pruning.lanes import lanes
 from secateur.pruning.memory import give_back
-from secateur.pruning.methods import Method
-from secateur.pruning.registry import METHODS
+from secateur.pruning.methods import Pruned
+from secateur.pruning.registry import observes, sampled_share
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense, run_staged
-from secateur.pruning.statistics import Statistics, observe, observer
+from secateur.pruning.statistics import InputSample, chosen_tokens, observer
 from secateur.pruning.streaming import MicroBatch, StreamedModel, forward
 from secateur.recipes import PruneRecipe
 
@@ -41,7 +43,11 @@ def prune_blocks(
     total, first = block_count(source.headers), len(attempt.finished)
     spent = sum(facts.seconds for facts in attempt.finished)
     narrator.progress(first, total)
-    walk = _Walk(pruner, source, family, tokens) if tokens is not None and first < total else None
+    walk = (
+        _Walk(pruner, source, family, tokens, guarded=recipe.method.guarded)
+        if tokens is not None and first < total
+        else None
+    )
     began = time.monotonic()
     if walk:
         walk.catch_up(attempt, dense=recipe.propagate == "none")
@@ -56,7 +62,7 @@ def prune_blocks(
         pruner.facts.seconds = time.monotonic() - started
         attempt.finish(pruner.facts)
         if walk and index + 1 < total:
-            attempt.save(index + 1, [batch.hidden for batch in walk.batches])
+            attempt.save(index + 1, [batch.hidden for batch in walk.travellers])
         narrator.progress(index + 1, total)
     return spent + time.monotonic() - began
 
@@ -70,12 +76,13 @@ class _BlockPruner:
     """One block at a time: `begin`, then one of the ways to prune it, `write`; what was done is in `facts`."""
 
     def __init__(self, recipe: PruneRecipe, source: Checkpoint, family: Family, device: torch.device) -> None:
-        card = METHODS[recipe.method.name]
-        self._method: Method = card.load()(recipe.method)
+        self._group_pruner = GroupPruner(recipe.method)
         self._targets = uniform(recipe.sparsity, pruned_weights(source.headers, family))
-        self._observes, self._propagate = card.observes, recipe.propagate
+        self._observes, self._propagate = observes(recipe.method), recipe.propagate
+        self._share, self._seed = sampled_share(recipe.method), recipe.calibration.seed
         self._source, self._family = source, family
         self.dtype, self.device, self._lanes = DTYPES[recipe.output.dtype], device, lanes(device)
+        self._guard: Guard | None = None
         self.begin(0)
 
     def begin(self, index: int, *, fallbacks: tuple[str, ...] = ()) -> None:
@@ -84,15 +91,23 @@ class _BlockPruner:
 
     def prune_unobserved(self) -> None:
         for name in self._family.weights(self.facts.block):
-            self._prune([name], [self._source.read(name, self.dtype, self.device)], None)
+            self._prune([name], [self._source.read(name, self.dtype, self.device)], None, lambda _: None)
 
-    def prune_observing(self, block: nn.Module, batches: list[MicroBatch], probe: MicroBatch, *, propagate: bool) -> None:
-        """Prune `block` on `batches`; with `propagate` they carry its output afterwards, as the recipe says which."""
+    def prune_observing(
+        self, block: nn.Module, batches: list[MicroBatch], probe: MicroBatch, guard: Guard | None, *, propagate: bool
+    ) -> None:
+        """Prune `block` on `batches`; with `propagate` they carry its output afterwards, as the recipe says which, and so
+        does the `guard`'s batch."""
         groups = groups_of(block, self.facts.block, self._family.linears, probe)
+        self._guard, self._tokens = guard, sum(batch.tokens.numel() for batch in batches)
+        if guard:
+            guard.enter(block, self.facts.block)
         if self._propagate == "staged":
             self._prune_staged(block, batches, groups, propagate=propagate)
         else:
             self._prune_whole(block, batches, groups, propagate=propagate)
+        if guard and propagate:
+            guard.leave()
         if propagate and not all(_finite(batch.hidden) for batch in batches):
             raise self._nonfinite("its output")
 
@@ -108,7 +123,7 @@ class _BlockPruner:
         seen = {group: self._observed(block, group, []) for group in groups}
 
         def see(group: Group, inputs: list[Tensor]) -> None:
-            observe(seen[group], inputs, self._lanes)
+            seen[group].add(inputs, self._lanes)
 
         run_dense(block, index, batches, groups, observe=see, lanes=self._lanes, propagate=dense and propagate)
         for group in groups:
@@ -116,27 +131,33 @@ class _BlockPruner:
         if propagate and not dense:
             forward(block, index, batches, self._lanes)
 
-    def _observed(self, block: nn.Module, group: Group, inputs: list[Tensor]) -> Statistics:
-        statistics = observer(self._observes, _linear(block, group[0]).in_features, self.device)
-        observe(statistics, inputs, self._lanes)
-        return statistics
+    def _observed(self, block: nn.Module, group: Group, inputs: list[Tensor]) -> Observed:
+        sample = InputSample(chosen_tokens(self._tokens, self._share, self._seed)) if self._share else None
+        observed = Observed(observer(self._observes, _linear(block, group[0]).in_features, self.device), sample)
+        observed.add(inputs, self._lanes)
+        return observed
 
-    def _prune_group(self, block: nn.Module, group: Group, statistics: Statistics) -> None:
+    def _prune_group(self, block: nn.Module, group: Group, observed: Observed) -> None:
         """Prune the linears of `group` in `block`, in place."""
         linears = [_linear(block, name) for name in group]
         names = [f"{self._family.block(self.facts.block)}.{name}.weight" for name in group]
-        if not bool(statistics.squares.isfinite().all()):
+        if not bool(observed.statistics.squares.isfinite().all()):
             raise self._nonfinite(f"the input of '{names[0]}'")
-        pruned = self._prune(names, [linear.weight for linear in linears], self._method.prepare(statistics))
-        for linear, weight in zip(linears, pruned, strict=True):
-            linear.weight = nn.Parameter(weight, requires_grad=False)
 
-    def _prune(self, names: list[str], weights: list[Tensor], prepared: Any) -> list[Tensor]:
+        def place(pruned: list[Pruned]) -> None:
+            for linear, each in zip(linears, pruned, strict=True):
+                linear.weight = nn.Parameter(each.weight, requires_grad=False)
+
+        self._prune(names, [linear.weight for linear in linears], observed, place)
+
+    def _prune(
+        self, names: list[str], weights: list[Tensor], observed: Observed | None, place: Callable[[list[Pruned]], None]
+    ) -> None:
         started = time.monotonic()
         targets = [self._targets[name] for name in names]
-        done = self._method.prune(weights, targets, prepared)
+        decided = self._group_pruner.prune(weights, targets, observed, self._guard, place)
         seconds, rows = time.monotonic() - started, sum(len(weight) for weight in weights)
-        for name, target, each in zip(names, targets, done, strict=True):
+        for name, target, each in zip(names, targets, decided.pruned, strict=True):
             self._pruned[name] = each.weight
             self.facts.linears.append(
                 LinearFacts(
@@ -148,9 +169,9 @@ class _BlockPruner:
                     error_measure=each.error_measure,
                     fallbacks=each.fallbacks,
                     seconds=seconds * len(each.weight) / rows,
+                    choices=decided.choices,
                 )
             )
-        return [each.weight for each in done]
 
     def write(self, attempt: Attempt) -> None:
         """Every tensor of the block: the pruned ones, and the others as they came, cast."""
@@ -172,23 +193,34 @@ class _BlockPruner:
 class _Walk:
     """The calibration set on its way through the blocks."""
 
-    def __init__(self, pruner: _BlockPruner, source: Checkpoint, family: Family, tokens: Tensor) -> None:
+    def __init__(self, pruner: _BlockPruner, source: Checkpoint, family: Family, tokens: Tensor, *, guarded: bool) -> None:
         self._pruner = pruner
         self._model = StreamedModel(source, family, pruner.dtype, pruner.device)
-        self.batches = self._model.batches(tokens)
+        observed, guards = held_out(tokens) if guarded else (tokens, None)
+        self.batches = self._model.batches(observed)
+        self._guard = Guard(self._model.enter(guards), self._model.enter(guards)) if guards is not None else None
         self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
         self._model.release()
         give_back()
 
+    @property
+    def travellers(self) -> list[MicroBatch]:
+        """All that goes through the blocks: what is observed, and behind it what is held out."""
+        return [*self.batches, self._guard.pruned, self._guard.dense] if self._guard else self.batches
+
     def catch_up(self, attempt: Attempt, *, dense: bool) -> None:
         """Go where the first unfinished block begins: from the saved activations on, through blocks as they were written
-        or, if `dense`, as they were."""
-        reached, hidden = attempt.restore([batch.hidden for batch in self.batches])
-        for batch, part in zip(self.batches, hidden, strict=True):
+        or, if `dense`, as they were. Of what is held out one goes each way."""
+        reached, hidden = attempt.restore([batch.hidden for batch in self.travellers])
+        for batch, part in zip(self.travellers, hidden, strict=True):
             batch.hidden = part
+        observed = [(self.batches, dense)]
+        held = [([self._guard.pruned], False), ([self._guard.dense], True)] if self._guard else []
         for index in range(reached, len(attempt.finished)):
-            with attempt.written(index) as written, self._model.block(index, None if dense else written) as block:
-                forward(block, index, self.batches, self._model.lanes)
+            with attempt.written(index) as written:
+                for batches, as_it_was in observed + held:
+                    with self._model.block(index, None if as_it_was else written) as block:
+                        forward(block, index, batches, self._model.lanes)
 
     def prune(self, index: int, *, propagate: bool) -> None:
         """Prune a block and, with `propagate`, go on behind it. If memory runs out, halve the micro-batches and begin the
@@ -203,7 +235,7 @@ class _Walk:
         """Whether the memory sufficed; when it did not, nothing that was made of the block is still held."""
         try:
             with self._model.block(index) as block:
-                self._pruner.prune_observing(block, self.batches, self._probe, propagate=propagate)
+                self._pruner.prune_observing(block, self.batches, self._probe, self._guard, propagate=propagate)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or all(len(batch.tokens) == 1 for batch in self.batches):
                 raise

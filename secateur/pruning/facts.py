@@ -6,11 +6,19 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What the guard chose, and the errors of the block's output on held-out sequences that the candidates had."""
+
+    chosen: str
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class LinearFacts:
     """What was done to one linear: `name` is its tensor's, `target` the fraction of its weights that was to be removed; the
     rest is as in `methods.Pruned`.
 
-    `seconds`: of those that its group took, the share that its rows have.
+    `seconds`: of those that its group took, the share that its rows have. `choices`: what the guard chose for its group.
     """
 
     name: str
@@ -21,6 +29,7 @@ class LinearFacts:
     error_measure: str
     fallbacks: tuple[str, ...]
     seconds: float
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(slots=True)

@@ -29,11 +29,6 @@ class MethodCard:
     parameters: type[BaseModel]
     target: str
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether the method looks at calibration data."""
-        return self.observes != "nothing"
-
     def parameters_schema(self) -> dict[str, Any]:
         """JSON Schema of the parameters that stand beside `name` in a recipe."""
         schema = self.parameters.model_json_schema()
@@ -112,6 +107,16 @@ METHODS: Mapping[str, MethodCard] = {
             parameters=recipes.ALPS,
             target="secateur.pruning.methods.alps:ALPSMethod",
         ),
+        MethodCard(
+            name="statistical_correction",
+            summary="Removes the weights with the smallest |weight| x input norm x column factor and scales the others.",
+            paper="https://arxiv.org/abs/2602.07375",
+            patterns=_BOTH,
+            cost="About one forward pass of the calibration tokens, and a fourth of one for compensation and its guard.",
+            observes="moments",
+            parameters=recipes.StatisticalCorrection,
+            target="secateur.pruning.methods.statistical_correction:StatisticalCorrectionMethod",
+        ),
     )
 }
 
@@ -121,10 +126,24 @@ def methods() -> list[MethodCard]:
     return list(METHODS.values())
 
 
+def sampled_share(method: recipes.Method) -> float:
+    """The share of the calibration tokens whose inputs are kept for a recipe's compensation."""
+    wanted = method.compensation
+    return wanted.tokens if isinstance(wanted, recipes.VarianceMatching | recipes.LeastSquares) else 0.0
+
+
+def observes(method: recipes.Method) -> Observes:
+    """What has to be observed for a recipe's method: what it declares, or the norms if it looks at nothing but its
+    compensation or the guard does."""
+    declared = METHODS[method.name].observes
+    looks = method.guarded or sampled_share(method) > 0
+    return "norms" if declared == "nothing" and looks else declared
+
+
 def calibration_of(recipe: Recipe) -> Calibration | None:
     """The token set that a run of `recipe` observes the model on; None if it looks at no data."""
     match recipe:
         case PruneRecipe():
-            return recipe.calibration if METHODS[recipe.method.name].calibrated else None
+            return recipe.calibration if observes(recipe.method) != "nothing" else None
         case EvaluateRecipe():
             return None

@@ -103,8 +103,8 @@ def _paused(
 
     def pause(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         lane = getcurrent().parent
-        assert lane is not None, "hooks are there only while runs are"  # noqa: S101 - for the type checker
-        lane.switch(args[0])
+        if lane is not None:  # the guard's forwards, which are in no run, go through
+            lane.switch(args[0])
 
     with _before({group[0]: pause for group in groups}, block):
         runs = lanes.map(lambda batch: greenlet(partial(run_block, block, index, batch)), batches)

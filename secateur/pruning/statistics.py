@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -130,6 +131,31 @@ class Gram:
     @property
     def squares(self) -> Tensor:
         return self._lower.diagonal()
+
+
+class InputSample:
+    """The inputs of some tokens, as they came. `chosen`: which, in the order in which tokens are added, (tokens,), bool."""
+
+    def __init__(self, chosen: Tensor) -> None:
+        self._chosen, self._count = chosen, 0
+        self._parts: list[Tensor] = []
+
+    def add(self, inputs: Tensor) -> None:
+        """Take in `inputs`, (…, in_features)."""
+        tokens = inputs.flatten(0, -2)  # (tokens, in_features)
+        self._parts.append(tokens[self._chosen[self._count : self._count + len(tokens)]])
+        self._count += len(tokens)
+
+    @property
+    def inputs(self) -> Tensor:
+        """(chosen tokens, in_features)."""
+        return torch.cat(self._parts)
+
+
+def chosen_tokens(count: int, share: float, seed: int) -> Tensor:
+    """A seeded choice of ceil(`share` x `count`) of `count` tokens, (count,), bool."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order < math.ceil(share * count)
 
 
 def observer(observes: Observes, in_features: int, device: torch.device) -> Statistics:

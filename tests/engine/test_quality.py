@@ -39,6 +39,14 @@ def test_a_row_is_found_again_by_what_was_asked_and_the_newest_counts(tmp_path: 
     assert again.find(asked_of(recipe_of("wanda,comparison=layer", "0.5"))) is None
 
 
+def test_a_row_is_found_though_recipes_have_a_new_field_since(tmp_path: Path) -> None:
+    older = row("sparsegpt", "0.5", 44.0)
+    assert older.asked
+    del older.asked["method"]["block_size"]
+    Results(tmp_path / "rows.jsonl").append(older)
+    assert Results(tmp_path / "rows.jsonl").find(asked_of(recipe_of("sparsegpt", "0.5"))) == row("sparsegpt", "0.5", 44.0)
+
+
 def test_results_of_another_protocol_are_not_added_to(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"protocol": {"dtype": "float32"}}\n')
     with pytest.raises(ValueError, match="another protocol"):

@@ -1,0 +1,95 @@
+"""The guard: of several candidates for the weights of some linears, the one with which held-out sequences leave the block
+closest to where the dense block takes them. What does not lower that error is refused.
+
+Held-out sequences are calibration sequences that no statistic has seen. They go through the model twice: through its dense
+blocks, which are the target, and through the pruned ones. So a candidate is judged by how far the model as pruned so far
+has drifted from the dense one, and what earlier blocks did is part of it. Judged on the same input for both, as
+is usual, candidates that lower the error can raise the perplexity: see docs/methods/statistical-correction.md.
+
+A block with G groups of linears costs them 1 + 2 G forwards. They have a sixty-fourth of the calibration tokens: with the
+four groups of a Llama block that is 9/64, 14 %, of a forward of the calibration set, which takes most of a pruning's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from secateur.pruning.facts import Choice
+from secateur.pruning.methods import Pruned
+from secateur.pruning.streaming import MicroBatch, run_block
+
+HELD_OUT = 64  # one token of so many is held out
+FEWEST_TOKENS = 16
+
+
+def held_out(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The calibration set, (samples, length), as what statistics are taken from and what is held out, both (…, length).
+
+    Whole sequences are held out, the last of the set, which was drawn at random; they are cut to the number of tokens that
+    the guard may have. `tokens` has two sequences or more.
+    """
+    sequences = max(1, len(tokens) // HELD_OUT)
+    kept = max(tokens.numel() // (HELD_OUT * sequences), FEWEST_TOKENS)
+    return tokens[:-sequences], tokens[-sequences:, :kept]
+
+
+def output_error(output: Tensor, target: Tensor) -> float:
+    """The mean over tokens of the squared error relative to the token's squared target; both (batch, seq, hidden).
+
+    Relative token by token, because some tokens (the first, most of all) are hundreds of times as large as the others.
+    """
+    wide = target.float()
+    whole = wide.square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)  # (batch, seq)
+    return float(((output.float() - wide).square().sum(dim=-1) / whole).mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate, the error that the block's output had with it, and that output, (batch, seq, hidden)."""
+
+    name: str
+    candidate: list[Pruned]
+    error: float
+    output: Tensor
+
+
+class Guard:
+    """`dense` and `pruned`: the held-out sequences on their way through the dense blocks and through the pruned ones."""
+
+    def __init__(self, dense: MicroBatch, pruned: MicroBatch) -> None:
+        self.dense, self.pruned = dense, pruned
+
+    def enter(self, block: nn.Module, index: int) -> None:
+        """Begin with block `index`, which is dense."""
+        self._block, self._index = block, index
+        self._target = run_block(block, index, self.dense)
+
+    def choose(
+        self, candidates: Iterable[tuple[str, list[Pruned]]], place: Callable[[list[Pruned]], None], *known: Trial
+    ) -> tuple[Trial, Choice]:
+        """The candidate whose error is least once `place` has put it into the block, of equal ones the first; it is in the
+        block afterwards. `known`: trials that were made in this very state of the block, compared after the others."""
+        best: Trial | None = None
+        errors: dict[str, float] = {}
+        for trial in chain((self._tried(name, candidate, place) for name, candidate in candidates), known):
+            errors[trial.name] = trial.error
+            if best is None or trial.error < best.error:
+                best = trial
+        assert best is not None, "there is something to choose from"  # noqa: S101 - for the type checker
+        place(best.candidate)
+        self._reached = best.output
+        return best, Choice(best.name, errors)
+
+    def _tried(self, name: str, candidate: list[Pruned], place: Callable[[list[Pruned]], None]) -> Trial:
+        place(candidate)
+        output = run_block(self._block, self._index, self.pruned)
+        return Trial(name, candidate, output_error(output, self._target), output)
+
+    def leave(self) -> None:
+        """Go on behind the block as it was chosen last."""
+        self.dense.hidden, self.pruned.hidden = self._target, self._reached

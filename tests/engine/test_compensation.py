@@ -1,0 +1,189 @@
+"""Closed forms of compensation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from secateur.pruning.compensation import (
+    compensated,
+    energy_compensated,
+    least_squares_factors,
+    matching_factors,
+    output_moments,
+)
+from secateur.pruning.methods import Pruned
+from secateur.pruning.statistics import InputSample, chosen_tokens
+from secateur.recipes import EnergyCompensation, LeastSquares, VarianceMatching
+from tests.engine.runs import checkpoint, prune, recipe
+
+WIDE = (1e-6, 1e6)  # a clamp that does not clamp
+
+
+def problem(seed: int = 0, out_features: int = 40, in_features: int = 30, mean: float = 0.3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(out_features, in_features, generator=generator) + mean
+    return weight, torch.rand(out_features, in_features, generator=generator) < 0.5
+
+
+def of_mask(weight: Tensor, removed: Tensor) -> Pruned:
+    return Pruned(weight.masked_fill(removed, 0.0), removed, 0.5, "diagonal")
+
+
+def column_step(weight: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """The paper's column step before and after the mask is applied again, by its equations, in float64."""
+    dense, pruned = weight.double(), weight.double().masked_fill(removed, 0.0)
+    mean = dense.mean(dim=0)
+    factors = ((dense - mean).square().sum(dim=0) / (pruned - mean).square().sum(dim=0)).sqrt()
+    scaled = (pruned - mean) * factors + mean
+    return scaled, scaled.masked_fill(removed, 0.0)
+
+
+def test_energy_compensation_is_the_papers_two_steps() -> None:
+    weight, removed = problem()
+    dense, (_, columns) = weight.double(), column_step(weight, removed)
+    mean = dense.mean(dim=1, keepdim=True)
+    energy = (dense - mean).square().sum(dim=1, keepdim=True)  # of the dense weight, in the row step too
+    factors = (energy / (columns - mean).square().sum(dim=1, keepdim=True)).sqrt()
+    expected = ((columns - mean) * factors + mean).masked_fill(removed, 0.0)
+    result = energy_compensated(weight, weight.masked_fill(removed, 0.0), removed, 0.0, WIDE)
+    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_column_has_its_energy_before_the_mask_and_a_known_one_behind_it() -> None:
+    weight, removed = problem()
+    mean, energy = weight.double().mean(dim=0), (weight.double() - weight.double().mean(dim=0)).square().sum(dim=0)
+    scaled, masked = column_step(weight, removed)
+    torch.testing.assert_close((scaled - mean).square().sum(dim=0), energy)
+    pruned = weight.double().masked_fill(removed, 0.0)
+    squared_factors = energy / (pruned - mean).square().sum(dim=0)
+    expected = energy - removed.sum(dim=0) * mean.square() * (squared_factors - 1)
+    torch.testing.assert_close((masked - mean).square().sum(dim=0), expected)
+
+
+def test_weights_without_a_mean_have_exactly_their_energy_again() -> None:
+    """Columns and rows of opposite pairs: with no mean, what the mask zeroes is the centre."""
+    weight, removed = problem(mean=0.0)
+    weight = torch.cat([torch.cat([weight, -weight], dim=0), torch.cat([-weight, weight], dim=0)], dim=1)  # (80, 60)
+    removed = removed.repeat(2, 2)
+    result = energy_compensated(weight, weight.masked_fill(removed, 0.0), removed, 0.0, WIDE)
+    torch.testing.assert_close(result.square().sum(dim=1), weight.square().sum(dim=1))
+
+
+@pytest.mark.parametrize("wanted", [EnergyCompensation(name="energy"), VarianceMatching(name="variance_matching")])
+def test_where_nothing_is_removed_nothing_changes(wanted: Any) -> None:
+    weight, _ = problem()
+    result = compensated(weight, of_mask(weight, torch.zeros_like(weight, dtype=torch.bool)), wanted, torch.randn(50, 30))
+    torch.testing.assert_close(result.weight, weight, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), name=st.sampled_from(["energy", "variance_matching", "least_squares"]))
+def test_what_is_removed_stays_removed(seed: int, name: str) -> None:
+    weight, removed = problem(seed)
+    removed[:, 3], removed[5] = True, True  # a column and a row with nothing left
+    kinds: dict[str, Any] = {
+        "energy": EnergyCompensation,
+        "variance_matching": VarianceMatching,
+        "least_squares": LeastSquares,
+    }
+    inputs = torch.randn(64, 30, generator=torch.Generator().manual_seed(seed))
+    result = compensated(weight, of_mask(weight, removed), kinds[name](name=name), inputs).weight
+    assert bool((result[removed] == 0).all())
+    assert not bool(torch.signbit(result[removed]).any())
+    assert bool(result.isfinite().all())
+
+
+def test_factors_stay_within_the_clamp_and_those_held_back_are_told() -> None:
+    weight, removed = problem()
+    removed[7, 1:] = True  # a row of which hardly anything is left
+    wanted = VarianceMatching(name="variance_matching", clamp=(0.9, 1.2))
+    result = compensated(weight, of_mask(weight, removed), wanted, torch.randn(64, 30))
+    factors = (result.weight / weight)[~removed]
+    assert float(factors.max()) <= 1.2 + 1e-6
+    assert float(factors.min()) >= 0.9 - 1e-6
+    assert any(told.startswith("factors_clamped:") for told in result.fallbacks)
+    column = energy_compensated(weight, weight.masked_fill(removed, 0.0), removed, 0.0, (0.8, 1.0))
+    assert bool(column.isfinite().all())
+
+
+def test_variance_matching_gives_each_row_the_second_moment_of_its_output() -> None:
+    weight, removed = problem()
+    inputs = torch.randn(500, 30) + 0.5
+    result = compensated(weight, of_mask(weight, removed), VarianceMatching(name="variance_matching", clamp=WIDE), inputs)
+    before, after = inputs @ weight.T, inputs @ result.weight.T
+    torch.testing.assert_close(after.square().mean(dim=0), before.square().mean(dim=0), rtol=1e-4, atol=0)
+    expected = (before - after).square().sum() / before.square().sum()
+    assert result.error == pytest.approx(float(expected), rel=1e-4)
+    assert result.error_measure == "sample"
+
+
+def test_no_factor_has_a_smaller_squared_error_than_that_of_least_squares() -> None:
+    weight, removed = problem()
+    inputs = torch.randn(500, 30) + 0.5
+    before, after = inputs @ weight.T, inputs @ weight.masked_fill(removed, 0.0).T
+    best = least_squares_factors(output_moments(weight, weight.masked_fill(removed, 0.0), inputs)).float()
+
+    def errors(factors: Tensor) -> Tensor:
+        return (before - after * factors).square().sum(dim=0)
+
+    for step in (-0.05, 0.05):
+        assert bool((errors(best) < errors(best + step)).all())
+
+
+def test_moments_are_sums_over_the_tokens_however_many_there_are() -> None:
+    weight, removed = problem()
+    pruned, inputs = weight.masked_fill(removed, 0.0), torch.randn(2500, 30)
+    found = output_moments(weight, pruned, inputs)
+    before, after = inputs.double() @ weight.double().T, inputs.double() @ pruned.double().T
+    torch.testing.assert_close(found.dense, before.square().mean(dim=0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.product, (before * after).mean(dim=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.pruned, after.square().mean(dim=0), rtol=1e-5, atol=0)
+
+
+def test_a_row_without_output_is_left_alone() -> None:
+    weight, removed = problem()
+    removed[2] = True
+    found = output_moments(weight, weight.masked_fill(removed, 0.0), torch.randn(40, 30))
+    assert float(matching_factors(found)[2]) == float(least_squares_factors(found)[2]) == 1.0
+
+
+def test_the_sample_is_seeded_and_does_not_depend_on_how_tokens_come() -> None:
+    chosen = chosen_tokens(1000, 0.125, seed=3)
+    assert int(chosen.sum()) == 125
+    assert torch.equal(chosen, chosen_tokens(1000, 0.125, seed=3))
+    assert not torch.equal(chosen, chosen_tokens(1000, 0.125, seed=4))
+    inputs = torch.randn(10, 100, 4)
+    whole, parts = InputSample(chosen), InputSample(chosen)
+    whole.add(inputs)
+    for part in torch.split(inputs, 3):
+        parts.add(part)
+    assert torch.equal(whole.inputs, inputs.flatten(0, 1)[chosen])
+    assert torch.equal(whole.inputs, parts.inputs)
+
+
+def test_energy_compensation_of_magnitude_needs_no_data(llama: Path, tmp_path: Path) -> None:
+    wanted = recipe({"name": "magnitude", "compensation": {"name": "energy", "guard": False}})
+    report = prune(wanted, llama, tmp_path).report
+    assert "calibration" not in report
+    with checkpoint(tmp_path / "output") as written, checkpoint(llama) as source:
+        name = "model.layers.1.mlp.up_proj.weight"
+        weight, dense = written.read(name), source.read(name)
+    removed = weight == 0
+    expected = energy_compensated(dense, dense.masked_fill(removed, 0.0), removed, 1e-8, (0.8, 1.5))
+    torch.testing.assert_close(weight, expected)
+
+
+def test_compensation_of_updated_weights_has_to_be_asked_for() -> None:
+    wanted = {"name": "sparsegpt", "compensation": {"name": "variance_matching"}}
+    with pytest.raises(ValidationError, match="on_updated_weights"):
+        recipe(wanted)
+    wanted["compensation"] = {"name": "variance_matching", "on_updated_weights": True}
+    assert recipe(wanted).method.guarded

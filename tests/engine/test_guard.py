@@ -1,0 +1,160 @@
+"""The guard: what does not bring the block's output closer to the dense model's is refused, and the report says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.problems import ProblemError
+from secateur.pruning.events import Event
+from secateur.pruning.guard import Guard, held_out, output_error
+from secateur.pruning.job import SCRATCH
+from secateur.pruning.methods import Pruned
+from secateur.pruning.pipeline import run
+from secateur.pruning.streaming import MicroBatch
+from tests.engine.runs import prune, recipe
+
+
+class KilledError(BaseException):
+    """Ends a run the way a kill does."""
+
+
+def die_after_two(event: Event) -> None:
+    if event.get("done") == 2:
+        raise KilledError
+
+
+def batch(hidden: Tensor) -> MicroBatch:
+    return MicroBatch(torch.zeros(hidden.shape[:2], dtype=torch.int64), hidden, [((), {})])
+
+
+def candidate(weight: Tensor) -> list[Pruned]:
+    return [Pruned(weight, weight == 0, 0.0, "weights")]
+
+
+class Setting:
+    """A block that is one linear, and a way to place candidates in it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.block = nn.Linear(16, 16, bias=False).requires_grad_(False)
+        self.dense = self.block.weight.clone()
+        hidden = torch.randn(1, 50, 16)
+        self.guard = Guard(batch(hidden), batch(hidden))
+        self.guard.enter(self.block, 0)
+
+    def place(self, pruned: list[Pruned]) -> None:
+        self.block.weight = nn.Parameter(pruned[0].weight, requires_grad=False)
+
+    def choose(self, **candidates: Tensor) -> Any:
+        named = [(name, candidate(weight)) for name, weight in candidates.items()]
+        return self.guard.choose(named, self.place)
+
+
+def test_a_compensation_that_raises_the_error_is_refused() -> None:
+    setting = Setting()
+    pruned = setting.dense.masked_fill(setting.dense.abs() < 0.1, 0.0)
+    best, choice = setting.choose(none=pruned, scaled=pruned * 1.5)
+    assert choice.chosen == "none"
+    assert choice.errors["scaled"] > choice.errors["none"] > 0
+    assert torch.equal(best.candidate[0].weight, pruned)
+    assert torch.equal(setting.block.weight, pruned)
+
+
+def test_a_compensation_that_lowers_it_is_taken_and_goes_on() -> None:
+    setting = Setting()
+    halved = setting.dense * 0.5
+    _, choice = setting.choose(none=halved, scaled=halved * 1.8)
+    assert choice.chosen == "scaled"
+    expected = setting.guard.pruned.hidden @ (halved * 1.8).T
+    setting.guard.leave()
+    torch.testing.assert_close(setting.guard.pruned.hidden, expected)
+
+
+def test_of_equal_candidates_the_first_is_taken() -> None:
+    setting = Setting()
+    assert setting.choose(none=setting.dense * 0.5, scaled=setting.dense * 0.5)[1].chosen == "none"
+
+
+def test_the_target_is_where_the_dense_model_takes_the_sequences() -> None:
+    """What the blocks before shrank, a block that scales up makes good: its own dense output would not be the better one."""
+    setting = Setting()
+    setting.guard.pruned.hidden = setting.guard.dense.hidden * 0.5
+    assert setting.choose(none=setting.dense, scaled=setting.dense * 2)[1].chosen == "scaled"
+
+
+def test_an_error_does_not_depend_on_a_single_large_token() -> None:
+    target = torch.ones(1, 10, 4)
+    target[0, 0] = 1000.0
+    output = target.clone()
+    output[0, 1:] = 0.0  # all others are lost
+    assert output_error(output, target) == pytest.approx(0.9)
+    assert output_error(torch.zeros_like(target), torch.zeros_like(target)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("samples", "length", "sequences", "kept"),
+    [(32, 512, 1, 256), (64, 2048, 1, 2048), (128, 2048, 2, 2048), (2, 32, 1, 16)],
+)
+def test_a_sixty_fourth_of_the_tokens_is_held_out(samples: int, length: int, sequences: int, kept: int) -> None:
+    tokens = torch.arange(samples * length).view(samples, length)
+    observed, held = held_out(tokens)
+    assert torch.equal(observed, tokens[: samples - sequences])
+    assert torch.equal(held, tokens[samples - sequences :, :kept])
+
+
+@pytest.mark.parametrize("propagate", ["staged", "block", "none"])
+def test_the_report_names_each_choice_and_refusal(llama: Path, tmp_path: Path, propagate: str) -> None:
+    wanted = recipe({"name": "wanda", "compensation": {"name": "variance_matching"}}, propagate=propagate)
+    report = prune(wanted, llama, tmp_path).report
+    linears = [linear for block in report["blocks"] for linear in block["linears"]]
+    assert {linear["choices"][0]["chosen"] for linear in linears} == {"none", "variance_matching"}
+    for linear in linears:
+        (choice,) = linear["choices"]
+        assert choice["errors"][choice["chosen"]] == min(choice["errors"].values())
+        assert ("compensation_refused:variance_matching" in linear["fallbacks"]) == (choice["chosen"] == "none")
+
+
+def test_what_is_held_out_is_not_observed(llama: Path, tmp_path: Path) -> None:
+    """The guard of a compensation that changes nothing: the mask is that of the remaining sequences."""
+    method = {"name": "wanda", "compensation": {"name": "variance_matching", "clamp": [1.0, 1.0]}}
+    guarded = prune(recipe(method), llama, tmp_path / "guarded").files
+    plain = prune(recipe("wanda"), llama, tmp_path / "plain").files
+    weights = {
+        files[0].sha256 for files in ([f for f in each if f.path == "model.safetensors"] for each in (guarded, plain))
+    }
+    assert len(weights) == 2
+
+
+@pytest.mark.parametrize("propagate", ["staged", "none"])
+def test_what_is_held_out_goes_on_where_a_killed_run_was(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, propagate: str
+) -> None:
+    wanted = recipe("statistical_correction", propagate=propagate)
+    expected = prune(wanted, llama, tmp_path / "undisturbed").files
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr("secateur.pruning.pipeline.shutil.rmtree", lambda *_, **__: None)  # a kill cleans nothing up
+        patch.setattr("secateur.pruning.resume.SAVE_SHARE", 1e9)  # activations are saved behind every block
+        with pytest.raises(KilledError):
+            run(wanted, source=llama, output=stopped, cache=tmp_path, on_event=die_after_two)
+    (boundary,) = (stopped / SCRATCH).glob("boundary-*.safetensors")
+    for there in ("with saved activations", "without"):
+        output = tmp_path / there
+        done = run(wanted, source=llama, output=output, cache=tmp_path, on_event=lambda _: None, earlier=[stopped])
+        assert done.files == expected
+        boundary.unlink(missing_ok=True)
+
+
+def test_a_single_sample_cannot_be_held_out(llama: Path, tmp_path: Path) -> None:
+    calibration = {"samples": 1, "sequence_length": 32}
+    wanted = recipe({"name": "wanda", "compensation": {"name": "variance_matching"}}, calibration=calibration)
+    with pytest.raises(ProblemError, match="one sample") as raised:
+        prune(wanted, llama, tmp_path)
+    assert raised.value.code == "calibration_too_small"
+    without_guard = {"name": "wanda", "compensation": {"name": "variance_matching", "guard": False}}
+    prune(recipe(without_guard, calibration=calibration), llama, tmp_path)
