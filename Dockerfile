@@ -36,4 +36,4 @@ USER 10001
 # Celery's own ping: the worker answers through the broker.
 HEALTHCHECK --interval=30s --timeout=20s --start-period=40s \
     CMD ["sh", "-c", "celery -A workers.celery_app inspect ping -d worker@$HOSTNAME --timeout 10"]
-CMD ["sh", "-c", "exec celery -A workers.celery_app worker -P prefork -c 1 -Q default -n worker@$HOSTNAME --loglevel INFO"]
+CMD ["sh", "-c", "exec celery -A workers.celery_app worker -P prefork -c 1 -n worker@$HOSTNAME --loglevel INFO"]

@@ -9,10 +9,12 @@ from __future__ import annotations
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.jobs import routing
 
 
 class _Group(BaseModel):
@@ -51,8 +53,21 @@ class ModelsSettings(_Group):
     root: Path | None = Field(default=None, description="The local models; by default `models` in the state folder.")
 
 
+Queue = Annotated[str, StringConstraints(pattern=routing.PATTERN)]
+Queues = Annotated[tuple[Queue, ...], Field(min_length=1)]
+
+
+class JobsSettings(_Group):
+    queues: Queues = Field(
+        default=(routing.CPU,),
+        description='Queues of this installation: `cpu`, and one a size of GPU, as JSON: `["gpu.24g", "gpu.80g"]`.',
+    )
+
+
 class WorkerSettings(_Group):
-    queues: tuple[str, ...] = Field(default=("default",), description="Queues that this worker takes jobs from.")
+    queues: Queues = Field(
+        default=(routing.CPU,), description="Queues that this worker takes jobs from, those of smaller GPUs included."
+    )
     lease_seconds: float = Field(default=30, gt=0.5, description="How long a silent worker keeps its job.")
     heartbeat_seconds: float = Field(default=2, gt=0.05, description="Between renewals of the lease and looks for a cancel.")
     patience_seconds: float = Field(default=600, ge=0, description="How long a store or hub that is away is tried again.")
@@ -64,6 +79,7 @@ class SchedulerSettings(_Group):
     relay_seconds: float = Field(default=2, gt=0, description="Between two rounds of the outbox relay.")
     ring_again_seconds: float = Field(default=30, gt=0, description="A job queued for so long has its doorbell rung again.")
     reap_seconds: float = Field(default=5, gt=0, description="Between two rounds of the reaper.")
+    presence_seconds: float = Field(default=10, gt=0, le=20, description="Between two looks at which workers are there.")
 
 
 # Seconds before the second try, the third and so on. After the last one a delivery has failed.
@@ -119,6 +135,7 @@ class Settings(BaseSettings):
     http: HttpSettings = HttpSettings()
     hub: HubSettings = HubSettings()
     models: ModelsSettings = ModelsSettings()
+    jobs: JobsSettings = JobsSettings()
     worker: WorkerSettings = WorkerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     webhooks: WebhooksSettings = WebhooksSettings()

@@ -65,6 +65,7 @@ _ROWS = (
     Kind("unsupported_architecture", 422, "The architecture is not supported"),
     Kind("model_quantized", 422, "The model is quantised already"),
     Kind("model_too_large_for_disk", 507, "The model does not fit on the disk"),
+    Kind("too_large_for_workers", 507, "No worker has enough memory for the job"),
     # The recipe against the model
     Kind("pattern_does_not_divide", 422, "The pattern does not divide a linear's inputs"),
     Kind("sequence_too_long", 422, "The sequence is longer than the model's positions"),

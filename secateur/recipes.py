@@ -379,6 +379,20 @@ class Output(_Part):
     formats: Annotated[list[Literal["safetensors"]], Field(min_length=1, max_length=1)] = ["safetensors"]
 
 
+class Schedule(_Part):
+    """When a job runs, and for how long."""
+
+    priority: int = Field(
+        default=0, ge=-10, le=10, description="The highest of a queue runs first. One above 0 takes a key with `admin`."
+    )
+    start_deadline: int | None = Field(
+        default=None, ge=1, le=31_536_000, description="Seconds from submission; not begun by then, the job expires."
+    )
+    max_runtime: int | None = Field(
+        default=None, ge=1, le=31_536_000, description="Seconds that all attempts together may run; then the job fails."
+    )
+
+
 class Integration(_Part):
     """Where the output is taken after success; its options stand beside `name`, as `GET /v1/integrations` says."""
 
@@ -406,6 +420,7 @@ class JobRecipe(_Part):
     schema_version: Literal[1] = 1
     model: Model
     evaluation: Evaluation = Evaluation()
+    schedule: Schedule = Schedule()
     metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] = {}
 
     @property

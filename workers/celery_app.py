@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_shutting_down
+from kombu import Queue
 
 from app.kit import logs
 from app.settings import Settings
@@ -27,7 +28,9 @@ app.conf.update(
     task_acks_late=False,
     task_ignore_result=True,
     task_serializer="json",
-    task_default_queue="default",
+    # The doorbells that it hears are those of the queues that it claims from.
+    task_queues=[Queue(name) for name in settings.worker.queues],
+    task_default_queue=settings.worker.queues[0],
     # No hoarding: a message behind a job of two hours is left for a worker that is free.
     worker_prefetch_multiplier=1,
     worker_disable_prefetch=True,

@@ -135,8 +135,6 @@ def _programs(state: Path, environ: Mapping[str, str], listener: socket.socket) 
         "prefork",
         "-c",
         "1",
-        "-Q",
-        "default",
         "--without-gossip",
         "--without-mingle",
         "--loglevel",

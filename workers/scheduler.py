@@ -1,5 +1,5 @@
-"""What must happen again and again, whoever is busy: ring doorbells that were not heard, reap jobs that were lost, tell
-webhook endpoints, and hand finished models on.
+"""What must happen again and again, whoever is busy: ring doorbells that were not heard, reap jobs that were lost, see which
+workers are there, tell webhook endpoints, and hand finished models on.
 
 A loop and not a Celery schedule: it has to go on while the broker is away. Several may run at once; each row is moved once.
 """
@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import structlog
 
+from app.jobs import presence
 from app.jobs.dispatch import Doorbell, relay
 from app.jobs.reaper import reap
 from app.kit import clock, logs
@@ -39,6 +40,11 @@ async def run(settings: Settings) -> None:
         async with database.write() as session:
             await reap(session, at=await moment(session), max_barren_attempts=settings.worker.max_barren_attempts)
 
+    async def look_for_workers() -> None:
+        answers = await asyncio.to_thread(doorbell.workers)
+        async with database.write() as session:
+            await presence.note(session, answers, at=clock.now())
+
     async def tell_endpoints() -> None:
         await spread(database, at=clock.now())
         await deliver_due(database, load_keyring(settings.keyring_file), settings.webhooks)
@@ -53,6 +59,7 @@ async def run(settings: Settings) -> None:
                 rounds.create_task(_every(settings.integrations.round_seconds, hand_models_on))
             rounds.create_task(_every(settings.scheduler.relay_seconds, relay_outbox))
             rounds.create_task(_every(settings.scheduler.reap_seconds, reap_lost_jobs))
+            rounds.create_task(_every(settings.scheduler.presence_seconds, look_for_workers))
     finally:
         await database.close()
 

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from app.accounts.secrets import SecretName, secret_of
 from app.artifacts.store import Store, open_store
-from app.jobs import claims
+from app.jobs import claims, routing
 from app.jobs.models import Job
 from app.jobs.repository import finished_among
 from app.jobs.states import TERMINAL, Status
@@ -269,7 +269,13 @@ class Attempt:
             await self._settle(claims.confirm_cancelled)
 
     async def _fail(self, error: Mapping[str, Any]) -> None:
-        await self._settle(partial(claims.fail, error=error, max_barren_attempts=self._settings.worker.max_barren_attempts))
+        write = partial(
+            claims.fail,
+            error=error,
+            max_barren_attempts=self._settings.worker.max_barren_attempts,
+            larger_queue=routing.larger(self._job.queue, self._settings.jobs.queues),
+        )
+        await self._settle(write)
 
     async def _settle(self, write: Callable[..., Awaitable[Status | None]]) -> None:
         """Write how the attempt ended. If that comes too late, the job was cancelled in the last moment, or is not ours.

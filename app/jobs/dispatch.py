@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import structlog
 from celery import Celery
+from kombu import Queue
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -64,6 +66,22 @@ class Doorbell:
         except (BrokerError, OSError) as error:
             raise _away(error) from error
 
+    def silence(self, queue: str) -> None:
+        """Forget the rings of `queue` that nobody has heard. Raises as `ring` does."""
+        try:
+            with self._celery.connection_for_write() as connection:
+                Queue(queue).bind(connection.default_channel).purge()
+        except (BrokerError, OSError) as error:
+            raise _away(error) from error
+
+    def workers(self) -> dict[str, list[str]]:
+        """The workers that answer within a second, by name, with the queues that they serve. Raises as `ring` does."""
+        try:
+            answers = self._celery.control.inspect(timeout=_TIMEOUT_SECONDS).active_queues() or {}
+        except (BrokerError, OSError) as error:
+            raise _away(error) from error
+        return {name: [queue["name"] for queue in queues] for name, queues in answers.items()}
+
     def check(self) -> None:
         """For readiness: raises `service_unavailable` if the broker does not answer."""
         try:
@@ -91,6 +109,12 @@ async def ring(
     mine = update(OutboxMessage).where(OutboxMessage.id.in_(ids), OutboxMessage.sent_at.is_(None)).values(sent_at=at)
     async with database.write() as session:
         claimed = (await session.execute(mine.returning(OutboxMessage.id, OutboxMessage.queue))).all()
+    return await _ring_claimed(database, doorbell, [(row.id, row.queue) for row in claimed], ring_again_after)
+
+
+async def _ring_claimed(
+    database: Database, doorbell: Doorbell, claimed: Sequence[tuple[str, str]], ring_again_after: timedelta
+) -> int:
     for rung, (_, queue) in enumerate(claimed):
         try:
             await asyncio.to_thread(doorbell.ring, queue, ring_again_after=ring_again_after)
@@ -106,20 +130,26 @@ async def ring(
 async def relay(database: Database, doorbell: Doorbell, *, at: datetime, ring_again_after: timedelta) -> int:
     """One round: ring what was never rung, and ring again for jobs that have waited longer than `ring_again_after`.
 
-    A queue is rung again at most `MAX_RINGS_AGAIN` times, and not before its last ring is that old. Several relays may run
-    at once. Returns how many rings there were. Rows that were sent an hour ago are deleted.
+    A queue is rung again at most `MAX_RINGS_AGAIN` times, in place of all rings before, and not before its last one is that
+    old: rings do not pile up where no worker is. Several relays may run at once. Returns how many rings there were. Rows
+    that were sent an hour ago are deleted.
     """
     async with database.write() as session:
         if not database.is_sqlite:  # where writers queue anyway
             await session.execute(select(func.pg_advisory_xact_lock(_RELAY_LOCK)))
         await session.execute(delete(OutboxMessage).where(OutboxMessage.sent_at < at - KEEP_SENT))
-        for queue, waiting in (await _unheard(session, at - ring_again_after)).items():
-            again = min(waiting, MAX_RINGS_AGAIN)
-            session.add_all(OutboxMessage(id=new_id("out"), queue=queue, created_at=at) for _ in range(again))
-        await session.flush()
+        unheard = await _unheard(session, at - ring_again_after)
+        counts = {queue: min(waiting, MAX_RINGS_AGAIN) for queue, waiting in unheard.items()}
+        again = [(new_id("out"), queue) for queue, count in counts.items() for _ in range(count)]
+        # Claimed from the start: nobody else rings them, and so not before the silence.
+        session.add_all(OutboxMessage(id=id_, queue=queue, created_at=at, sent_at=at) for id_, queue in again)
         unsent = select(OutboxMessage.id).where(OutboxMessage.sent_at.is_(None)).order_by(OutboxMessage.id)
         ids = (await session.scalars(unsent.limit(MAX_OUTBOX_A_ROUND))).all()
-    return await ring(database, doorbell, ids, at=at, ring_again_after=ring_again_after)
+    with suppress(ProblemError):  # the next lines tell that the broker is away
+        for queue in unheard:
+            await asyncio.to_thread(doorbell.silence, queue)
+    rung = await _ring_claimed(database, doorbell, again, ring_again_after)
+    return rung + await ring(database, doorbell, ids, at=at, ring_again_after=ring_again_after)
 
 
 async def _unheard(session: AsyncSession, before: datetime) -> Mapping[str, int]:

@@ -12,23 +12,25 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.auth import ArtifactsReader, AuthenticatedRoute, Caller, JobsReader, JobsWriter
+from app.accounts.keys import Scope
 from app.accounts.secrets import SecretName, secret_of
 from app.integrations import registry
 from app.integrations import repository as integrations
-from app.jobs import dispatch, repository, service
+from app.jobs import dispatch, repository, routing, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, intent_of, once, reserved
 from app.jobs.models import Job as JobRow
 from app.jobs.models import OutboxMessage
 from app.jobs.repository import JobFilter, Look
 from app.jobs.states import TERMINAL, Status
 from app.jobs.views import show
+from app.jobs.waiting import waiting_of
 from app.kit import clock, sse
 from app.kit.errors import declare
 from app.kit.pagination import cut, read_cursor
 from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
 from app.models import sources
 from app.parts import Parts, PartsDep
-from secateur.problems import ProblemError
+from secateur.problems import ProblemError, at
 from secateur.recipes import Recipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
@@ -48,7 +50,7 @@ _ADMISSION = (
      "model_not_safetensors", "model_file_corrupt",
     "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
     "integration_unavailable", "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short",
-    "dataset_unavailable",
+    "dataset_unavailable", "too_large_for_workers",
 )  # fmt: skip
 
 
@@ -73,10 +75,10 @@ async def create_job(
     async with reserved(parts.database, intent, at=clock.now()) as earlier:
         if earlier is not None:
             return earlier.response()
-        admitted = await _admit(parts, caller, recipe)
+        admitted, queue = await _admit(parts, caller, recipe)
 
         async def create(session: AsyncSession) -> Queued:
-            return await service.create(session, caller.tenant, admitted, at=clock.now())
+            return await service.create(session, caller.tenant, admitted, queue=queue, at=clock.now())
 
         return await _queue(parts, intent, create, tasks)
 
@@ -100,23 +102,26 @@ async def retry_job(
             return earlier.response()
         async with parts.database.read() as session:
             recipe = await service.recipe_to_retry(session, caller.tenant.id, job_id)
-        admitted = await _admit(parts, caller, recipe)
+        admitted, queue = await _admit(parts, caller, recipe)
 
         async def retry(session: AsyncSession) -> Queued:
-            return await service.create(session, caller.tenant, admitted, at=clock.now(), retry_of=job_id)
+            return await service.create(session, caller.tenant, admitted, queue=queue, at=clock.now(), retry_of=job_id)
 
         return await _queue(parts, intent, retry, tasks)
 
 
-async def _admit(parts: Parts, caller: Caller, recipe: Recipe) -> Recipe:
-    """The recipe with model and integrations resolved, if the caller may read the model and it fits.
+async def _admit(parts: Parts, caller: Caller, recipe: Recipe) -> tuple[Recipe, str]:
+    """The recipe with model and integrations resolved, if the caller may read the model and it fits; the job's queue.
 
     No session is held meanwhile.
     """
+    if recipe.schedule.priority > 0 and not caller.may(Scope.ADMIN):
+        raise at("/schedule/priority", "forbidden", "a priority above 0 passes other tenants by: the API key lacks admin")
     async with parts.database.read() as session:
         tokens = {name: await secret_of(session, caller.tenant.id, name, keyring=parts.keyring) for name in SecretName}
     settled = registry.settle(recipe, parts.settings)
-    return await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings)
+    admitted = await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings)
+    return admitted.recipe, routing.queue_for(admitted.memory, parts.settings.jobs.queues)
 
 
 async def _queue(
@@ -169,7 +174,8 @@ async def list_jobs(
         rows, next_cursor = cut(found, limit, parts.keyring)
         ids = [row.id for row in rows]
         files, taken = await repository.artifacts_of(session, ids), await integrations.of_jobs(session, ids)
-    data = [show(row, files[row.id], taken[row.id]) for row in rows]
+        waiting = await waiting_of(session, rows, at=clock.now())
+    data = [show(row, files[row.id], taken[row.id], waiting.get(row.id)) for row in rows]
     return JobPage(data=data, has_more=next_cursor is not None, next_cursor=next_cursor)
 
 
@@ -290,4 +296,5 @@ async def _found(session: AsyncSession, tenant_id: str, job_id: str) -> JobRow:
 
 async def _shown(session: AsyncSession, job: JobRow) -> Job:
     files, taken = await repository.artifacts_of(session, [job.id]), await integrations.of_jobs(session, [job.id])
-    return show(job, files[job.id], taken[job.id])
+    waiting = await waiting_of(session, [job], at=clock.now())
+    return show(job, files[job.id], taken[job.id], waiting.get(job.id))

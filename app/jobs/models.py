@@ -1,4 +1,4 @@
-"""A job, its attempts and events, its doorbell and the record of the request that made it."""
+"""A job, its attempts and events, its doorbell and the record of the request that made it; the workers."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Job(Base):
         CheckConstraint(f"({_ACTIVE}) = (lease_expires_at IS NOT NULL)", name="lease"),
         CheckConstraint(f"({_TERMINAL}) = (finished_at IS NOT NULL)", name="finished"),
         Index("ix_jobs_tenant_id_created_at_id", "tenant_id", "created_at", "id"),
+        Index("ix_jobs_queue_finished_at", "queue", "finished_at"),
         Index("ix_jobs_status_queue_priority_created_at", "status", "queue", "priority", "created_at"),
     )
 
@@ -45,7 +46,7 @@ class Job(Base):
     """None if the kind makes no model."""
     labels: Mapped[dict[str, Any]]
     """The recipe's `metadata`, apart so that lists can filter by it."""
-    queue: Mapped[str] = mapped_column(String(40), default="default")
+    queue: Mapped[str] = mapped_column(String(40))
     priority: Mapped[int] = mapped_column(default=0)
     max_runtime_seconds: Mapped[int | None]
     """All attempts together may run so long."""
@@ -114,6 +115,16 @@ class Event(Base):
     message: Mapped[str]
     data: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
+
+
+class Worker(Base):
+    """A worker that has answered lately, and the queues that it serves."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    queues: Mapped[list[str]]
+    seen_at: Mapped[datetime]
 
 
 class OutboxMessage(Base):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,9 +18,10 @@ from secateur.recipes import JobRecipe, ModelRecipe, Recipe, read_recipe
 
 
 async def create(
-    session: AsyncSession, tenant: Tenant, recipe: JobRecipe, *, at: datetime, retry_of: str | None = None
+    session: AsyncSession, tenant: Tenant, recipe: JobRecipe, *, queue: str, at: datetime, retry_of: str | None = None
 ) -> tuple[Job, OutboxMessage]:
     """Queue a job, with its first event and the doorbell that is to be rung once all of it is committed."""
+    schedule = recipe.schedule
     job = Job(
         id=new_id("job"),
         tenant_id=tenant.id,
@@ -31,6 +32,10 @@ async def create(
         method=recipe.method_name,
         repository=f"{tenant.slug}/{recipe.name}" if isinstance(recipe, ModelRecipe) else None,
         labels=recipe.metadata,
+        queue=queue,
+        priority=schedule.priority,
+        start_by=at + timedelta(seconds=schedule.start_deadline) if schedule.start_deadline else None,
+        max_runtime_seconds=schedule.max_runtime,
         retry_of=retry_of,
         attempt=0,
         event_seq=0,

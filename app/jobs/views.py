@@ -12,14 +12,21 @@ from secateur.schemas import jobs as schemas
 from secateur.schemas.artifacts import Artifact as ArtifactSchema
 
 
-def show(job: Job, artifacts: Iterable[Artifact] = (), integrations: Iterable[JobIntegration] = ()) -> schemas.Job:
-    """The job, its files, and where they were taken."""
+def show(
+    job: Job,
+    artifacts: Iterable[Artifact] = (),
+    integrations: Iterable[JobIntegration] = (),
+    waiting: schemas.Waiting | None = None,
+) -> schemas.Job:
+    """The job, its files, where they were taken, and how it stands in its queue."""
     return schemas.Job.model_validate({
         "id": job.id,
         "kind": job.kind,
         "status": job.status,
         "stage": job.stage,
         "progress": job.progress,
+        "queue": job.queue,
+        "waiting": waiting,
         "attempt": job.attempt,
         "recipe": job.recipe,
         "metrics": job.metrics,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from app.accounts.models import Tenant
@@ -19,14 +20,22 @@ from app.settings import Settings
 from secateur.problems import ProblemError, at
 from secateur.pruning import admission
 from secateur.pruning.headers import ModelHeaders
-from secateur.recipes import ModelRecipe, Recipe
+from secateur.recipes import ModelRecipe, PruneRecipe, Recipe
 
 # Threads of their own: a hub that hangs must not hold up those that read artifacts.
 _remote_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
 _OUTPUT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
-async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings) -> Recipe:
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A recipe as it can be queued, and the bytes of memory that its run needs."""
+
+    recipe: Recipe
+    memory: int
+
+
+async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings) -> Admitted:
     """The recipe as it can be queued: a hub revision is resolved to a commit, an MLflow alias to a version.
 
     Only config and headers are read. Raises ProblemError, each with a pointer into the recipe: those of `app.models.local`,
@@ -48,29 +57,29 @@ async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Set
         raise source.unavailable("did not answer in time") from None
 
 
-def _admit_local(recipe: Recipe, settings: Settings) -> Recipe:
+def _admit_local(recipe: Recipe, settings: Settings) -> Admitted:
     with _about_the_model(), parsing.one_at_a_time:
         headers = local.headers_of(recipe.model.id, settings.models_root)
         admission.check(recipe, headers)
         wanted = room_for(recipe, headers, local_store=_is_local(settings))
     _require_room(wanted, settings)
-    return recipe
+    return Admitted(recipe, memory_for(recipe, headers))
 
 
-def _admit_hub(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Recipe:
+def _admit_hub(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Admitted:
     reader = Hub(settings.hub.endpoint, token, settings.hub.timeout_seconds)
     with _about_the_model():
         snapshot = reader.snapshot(recipe.model)
     return _admit_snapshot(recipe, reader, snapshot, tenant_id, settings)
 
 
-def _admit_mlflow(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Recipe:
+def _admit_mlflow(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Admitted:
     with closing(Mlflow(settings, token, settings.mlflow.timeout_seconds)) as reader:
         snapshot = reader.snapshot(recipe.model)
         return _admit_snapshot(recipe, reader, snapshot, tenant_id, settings)
 
 
-def _admit_snapshot(recipe: Recipe, reader: Reader, snapshot: Snapshot, tenant_id: str, settings: Settings) -> Recipe:
+def _admit_snapshot(recipe: Recipe, reader: Reader, snapshot: Snapshot, tenant_id: str, settings: Settings) -> Admitted:
     with _about_the_model():
         description = hub.describe(reader, snapshot)
         files = hub.selected(snapshot, list(description.headers))
@@ -82,7 +91,16 @@ def _admit_snapshot(recipe: Recipe, reader: Reader, snapshot: Snapshot, tenant_i
     if not cached(model, tenant_id=tenant_id, settings=settings):
         wanted += sum(file.size for file in files)
     _require_room(wanted, settings)
-    return recipe.model_copy(update={"model": model})
+    return Admitted(recipe.model_copy(update={"model": model}), memory_for(recipe, headers))
+
+
+def memory_for(recipe: Recipe, headers: ModelHeaders) -> int:
+    """Bytes of memory that a run takes at its height: two blocks, and the activations of the calibration before and behind
+    the block. A GGUF file's config is not read at admission; of it, the whole is taken for two blocks."""
+    layers, hidden = (int(headers.config.get(name, 1)) for name in ("num_hidden_layers", "hidden_size"))
+    tokens = recipe.calibration.samples * recipe.calibration.sequence_length if isinstance(recipe, PruneRecipe) else 0
+    elements = 2 * (headers.parameters or headers.bytes) // layers + 2 * tokens * hidden
+    return _OUTPUT_BYTES[recipe.compute_dtype] * elements
 
 
 def room_for(recipe: Recipe, headers: ModelHeaders, *, local_store: bool) -> int:

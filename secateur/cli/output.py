@@ -79,7 +79,7 @@ def _place(fault: FaultBody) -> str:
 
 def summary_of(job: Job) -> str:
     """A job in one line: what it is, how far, and what was measured."""
-    parts = [f"{job.status}"]
+    parts = [f"{job.status}", *_standing(job)]
     if job.status == Status.RUNNING and job.stage:
         parts = [job.stage]
         if job.progress:
@@ -89,6 +89,17 @@ def summary_of(job: Job) -> str:
     if job.metrics:
         parts.extend(_measured(job))
     return ", ".join(parts)
+
+
+def _standing(job: Job) -> Iterable[str]:
+    waiting = job.waiting
+    if waiting is None:
+        return
+    yield f"{waiting.position} in line of {job.queue}"
+    if waiting.workers == 0:
+        yield "no worker serves it at the moment"
+    elif waiting.eta_seconds is not None:
+        yield f"begins in about {duration(waiting.eta_seconds)}"
 
 
 def _measured(job: Job) -> Iterable[str]:

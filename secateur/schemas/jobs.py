@@ -52,6 +52,16 @@ class Progress(BaseModel):
     eta_seconds: float | None = Field(default=None, description="Seconds to the end of this stage, guessed.")
 
 
+class Waiting(BaseModel):
+    """How a queued job stands."""
+
+    position: int = Field(description="1 is the next one of its queue.")
+    workers: int | None = Field(
+        description="Workers that serve the queue. 0: none does at the moment, and the job waits for one; null: not known."
+    )
+    eta_seconds: float | None = Field(description="Seconds until it begins, guessed from how long the queue's jobs took.")
+
+
 class Perplexity(BaseModel):
     """Perplexity with the protocol that it was measured by: before and after, or of a model that was only evaluated."""
 
@@ -118,6 +128,8 @@ class Job(BaseModel):
     status: Status
     stage: Stage | None
     progress: Progress | None
+    queue: str = Field(description="`cpu`, or `gpu.24g` and so on: the smallest GPU that the job is thought to fit.")
+    waiting: Waiting | None = Field(description="While it is queued.")
     attempt: int = Field(description="How often the job was begun; more than 1 if a worker was lost or drained.")
     recipe: Recipe = Field(description="As accepted: defaults filled, revision resolved.")
     metrics: Metrics | None

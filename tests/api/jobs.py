@@ -68,7 +68,7 @@ async def make_job(database: Database, tenant: Tenant, *, at: datetime | None = 
     status = columns.get("status", Status.QUEUED)
     implied = {"lease_expires_at": at if status in ACTIVE else None, "finished_at": at if status in TERMINAL else None}
     async with database.write() as session:
-        job, _ = await service.create(session, tenant, recipe, at=at)
+        job, _ = await service.create(session, tenant, recipe, queue="cpu", at=at)
         for name, value in {**implied, **columns}.items():
             setattr(job, name, value)
     return job

@@ -31,7 +31,7 @@ async def tenant(database: Database) -> Tenant:
     return await make_tenant(database)
 
 
-async def claim(database: Database, *, queues: Sequence[str] = ("default",), at: datetime = T0) -> Job | None:
+async def claim(database: Database, *, queues: Sequence[str] = ("cpu",), at: datetime = T0) -> Job | None:
     async with database.write() as session:
         return await claims.claim(session, queues=queues, worker="w", lease=LEASE, at=at)
 

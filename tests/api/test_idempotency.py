@@ -77,7 +77,7 @@ async def test_who_was_overtaken_while_it_worked_has_done_nothing(service: Servi
     slow, fast = (intent_of(service.tenant.id, "order-66", "the same") for _ in range(2))
 
     async def work(session: AsyncSession) -> Answer:
-        job, _ = await create(session, service.tenant, PruneRecipe.model_validate(body()), at=clock.now())
+        job, _ = await create(session, service.tenant, PruneRecipe.model_validate(body()), queue="cpu", at=clock.now())
         return Answer(202, {}, {"id": job.id})
 
     async def be_overtaken() -> None:

@@ -34,7 +34,7 @@ async def submit(service: Service, **changes: Any) -> dict[str, Any]:
 
 async def claim(service: Service) -> Job:
     async with service.database.write() as session:
-        job = await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=clock.now())
+        job = await claims.claim(session, queues=["cpu"], worker="w", lease=LEASE, at=clock.now())
     assert job is not None
     return job
 
@@ -63,6 +63,7 @@ async def test_the_job_is_what_the_contract_says(service: Service) -> None:
     assert {name: value for name, value in job.items() if name not in {"id", "recipe", "created_at", "queued_at"}} == {
         "object": "job", "kind": "prune", "status": "queued", "stage": None, "progress": None, "attempt": 0, "metrics": None,
         "artifacts": [], "integrations": [],
+        "queue": "cpu", "waiting": {"position": 1, "workers": None, "eta_seconds": None},
         "repository": "default/mine", "retry_of": None, "error": None, "started_at": None,
         "cancelling_at": None, "finished_at": None,
     }  # fmt: skip
@@ -79,7 +80,7 @@ async def test_the_doorbell_rings_after_the_commit(service: Service, broker_url:
             break
         await asyncio.sleep(0.02)
     assert sent is not None
-    assert broker.llen("default") == 1
+    assert broker.llen("cpu") == 1
 
 
 async def test_a_finished_job_shows_metrics_files_and_report(service: Service) -> None:
@@ -143,7 +144,7 @@ async def test_attempts_tell_who_had_the_job_and_how_that_ended(service: Service
     assert [(one["number"], one["outcome"], one["ended_at"] is None) for one in tries] == [
         (1, "drained", False), (2, None, True),
     ]  # fmt: skip
-    assert {(one["worker"], one["queue"], one["blocks_done"]) for one in tries} == {("w", "default", 0)}
+    assert {(one["worker"], one["queue"], one["blocks_done"]) for one in tries} == {("w", "cpu", 0)}
     stranger = await make_tenant(service.database, "stranger")
     async with service.client_with(await make_key(service.database, stranger, service.keyring)) as client:
         assert (await client.get(f"/v1/jobs/{first.id}/attempts")).status_code == 404
@@ -157,7 +158,7 @@ async def test_cancelling_a_queued_job_ends_it_at_once_and_again_is_no_error(ser
     events = (await service.client.get(f"/v1/jobs/{job['id']}/events")).json()["data"]
     assert [event["data"]["status"] for event in events] == ["queued", "cancelled"]
     async with service.database.write() as session:
-        assert await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=clock.now()) is None
+        assert await claims.claim(session, queues=["cpu"], worker="w", lease=LEASE, at=clock.now()) is None
 
 
 async def test_cancelling_a_running_job_tells_its_worker(service: Service) -> None:
@@ -183,7 +184,7 @@ async def test_cancel_and_claim_at_the_same_time_agree(service: Service) -> None
 
         async def take() -> Job | None:
             async with service.database.write() as session:
-                return await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=clock.now())
+                return await claims.claim(session, queues=["cpu"], worker="w", lease=LEASE, at=clock.now())
 
         taken, response = await asyncio.gather(take(), service.client.post(f"/v1/jobs/{job['id']}/cancel"))
         assert response.json()["status"] == ("cancelling" if taken else "cancelled")
@@ -385,7 +386,7 @@ async def test_a_retry_is_admitted_like_a_new_job(service: Service) -> None:
 async def test_nothing_is_left_of_a_job_whose_commit_failed(service: Service) -> None:
     async def interrupted() -> None:
         async with service.database.write() as session:
-            await jobs.create(session, service.tenant, PruneRecipe.model_validate(body()), at=clock.now())
+            await jobs.create(session, service.tenant, PruneRecipe.model_validate(body()), queue="cpu", at=clock.now())
             raise RuntimeError("power cut")
 
     with pytest.raises(RuntimeError, match="power cut"):

@@ -61,7 +61,7 @@ async def test_the_database_itself_refuses_an_unknown_status(database: Database)
     async with database.write() as session:
         await session.execute(statement)
     columns = "id, tenant_id, kind, recipe, model, method, repository, labels, queue, priority, attempt, barren_attempts"
-    values = "'j', 't', 'prune', '{}', 'm', 'wanda', 'r', '{}', 'default', 0, 0, 0"
+    values = "'j', 't', 'prune', '{}', 'm', 'wanda', 'r', '{}', 'cpu', 0, 0, 0"
     job = (
         f"INSERT INTO jobs ({columns}, blocks_done, event_seq, created_at, queued_at, status) "
         f"VALUES ({values}, 0, 0, '2026-01-01', '2026-01-01', :status)"

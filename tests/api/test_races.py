@@ -27,7 +27,7 @@ Act = Callable[[AsyncSession, Job], Awaitable[Any]]
 
 
 async def _claim(session: AsyncSession, job: Job) -> Any:
-    taken = await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=T0)
+    taken = await claims.claim(session, queues=["cpu"], worker="w", lease=LEASE, at=T0)
     return taken and taken.attempt
 
 

@@ -81,7 +81,8 @@ def _recipe(model: str = "acme/tiny", *, source: str = "hub", revision: str | No
 
 
 async def _admit(settings: Settings, recipe: Recipe, token: str | None = None, *, tenant: Tenant | None = None) -> Recipe:
-    return await sources.admit(recipe, tenant=tenant or _tenant(), tokens={SecretName.HUB_TOKEN: token}, settings=settings)
+    tokens = {SecretName.HUB_TOKEN: token}
+    return (await sources.admit(recipe, tenant=tenant or _tenant(), tokens=tokens, settings=settings)).recipe
 
 
 async def _refused(

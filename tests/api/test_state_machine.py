@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -81,23 +81,21 @@ class Lives(RuleBasedStateMachine):
         max_runtime=st.sampled_from([None, 45]),
     )
     def submit(self, queue: str, priority: int, start_deadline: int | None, max_runtime: int | None) -> None:
-        start_by = self.now + timedelta(seconds=start_deadline) if start_deadline else None
-        options: dict[str, Any] = {"priority": priority, "start_by": start_by, "max_runtime_seconds": max_runtime}
+        schedule = {"priority": priority, "start_deadline": start_deadline, "max_runtime": max_runtime}
 
         async def create(session: AsyncSession) -> Job:
-            return await self._create(session, queue=queue, **options)
+            return await self._create(session, queue, schedule)
 
         job = self.do(create)
         runtime = timedelta(seconds=max_runtime) if max_runtime else None
+        start_by = self.now + timedelta(seconds=start_deadline) if start_deadline else None
         self.world.jobs[job.id] = Life(job.id, self.now, queue, priority, runtime, start_by)
 
-    async def _create(self, session: AsyncSession, *, retry_of: str | None = None, **columns: Any) -> Job:
-        recipe = PruneRecipe.model_validate(body())
-        job, bell = await service.create(session, self.tenant, recipe, at=self.now, retry_of=retry_of)
-        for name, value in columns.items():
-            setattr(job, name, value)
-        bell.queue = job.queue
-        return job
+    async def _create(
+        self, session: AsyncSession, queue: str, schedule: Mapping[str, Any], retry_of: str | None = None
+    ) -> Job:
+        recipe = PruneRecipe.model_validate(body(schedule=schedule))
+        return (await service.create(session, self.tenant, recipe, queue=queue, at=self.now, retry_of=retry_of))[0]
 
     @rule(key=st.sampled_from("ab"), asked=st.sampled_from("xy"))
     def submit_with_a_key(self, key: str, asked: str) -> None:
@@ -105,7 +103,7 @@ class Lives(RuleBasedStateMachine):
         intent = idempotency.intent_of(self.tenant.id, key, asked)
 
         async def create(session: AsyncSession) -> idempotency.Answer:
-            job = await self._create(session, queue="cpu")
+            job = await self._create(session, "cpu", {})
             return idempotency.Answer(202, {}, {"id": job.id})
 
         async def request() -> str:
@@ -221,7 +219,7 @@ class Lives(RuleBasedStateMachine):
                 await service.recipe_to_retry(session, self.tenant.id, job_id)
             except ProblemError:
                 return None
-            return await self._create(session, retry_of=job_id, queue=before.queue)
+            return await self._create(session, before.queue, {}, retry_of=job_id)
 
         job = self.do(retry)
         assert (job is not None) == (before.status in ENDED - {"succeeded"})

@@ -21,7 +21,7 @@ LEASE = timedelta(seconds=30)
 async def claim(service: Service) -> Job:
     """The oldest queued job, running."""
     async with service.database.write() as session:
-        job = await claims.claim(session, queues=["default"], worker="w", lease=LEASE, at=clock.now())
+        job = await claims.claim(session, queues=["cpu"], worker="w", lease=LEASE, at=clock.now())
     assert job is not None
     return job
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from secateur import Client
+from secateur.schemas.jobs import Job
 from tests.service.conftest import Service, command_line, descendants_of, recipe, up
 
 
@@ -41,6 +42,18 @@ def test_child_that_dies_is_started_again(service: Service, program: str) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert service.finish(service.client.jobs.create(recipe()).id).status == "succeeded"
+
+
+def test_waiting_job_knows_its_place_and_its_worker(service: Service) -> None:
+    first, second = [service.client.jobs.create(recipe("slow", samples=1024)) for _ in range(2)]
+
+    def served(job: Job) -> bool:
+        return job.waiting is not None and (job.queue, job.waiting.position, job.waiting.workers) == ("cpu", 1, 1)
+
+    service.wait(second.id, served, seconds=30)
+    for job in (second, first):
+        service.client.jobs.cancel(job.id)
+        service.finish(job.id)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

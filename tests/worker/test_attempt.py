@@ -83,7 +83,7 @@ async def scene(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     await make_job(database, tenant)
     async with database.write() as session:
         lease = timedelta(seconds=30)
-        job = await claims.claim(session, queues=["default"], worker="w", lease=lease, at=clock.now())
+        job = await claims.claim(session, queues=["cpu"], worker="w", lease=lease, at=clock.now())
     assert job is not None
     scene = Scene(settings, database, MoodyStore(tmp_path / "store"), job)
     monkeypatch.setattr(scene.attempt, "_child", scene.child)
