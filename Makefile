@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install mlflow demo up test test-fast state-machine bench-engine bench-memory bench-quality check format openapi constraints clean
+.PHONY: help install mlflow demo up test test-fast state-machine bench-engine bench-memory bench-quality bench-seconds check format openapi constraints clean
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ METHODS ?=
 SPARSITIES ?= 0.5 0.6 0.7 2:4 4:8
 bench-quality: install ## Perplexity of METHODS at SPARSITIES on the demo model; rows that are known are not measured again
 	@$(BIN)/python -m benchmarks.quality --methods "$(METHODS)" --sparsities "$(SPARSITIES)"
+
+bench-seconds: install ## Seconds of METHODS as multiples of Wanda's, on a machine that does nothing else
+	@$(BIN)/python -m benchmarks.seconds --methods "$(METHODS)"
 
 check: install ## Lint, types, directions of import, containers
 	@$(BIN)/ruff check .

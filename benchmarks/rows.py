@@ -1,4 +1,4 @@
-"""Rows of the quality benchmark: what was asked, what it gave, and the file that keeps them."""
+"""Rows of the benchmarks of quality and seconds: what was asked, what it gave, and the files that keep them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from secateur.recipes import PruneRecipe
 
 MODEL = "smollm2-135m"
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
+SECONDS = ROOT / "benchmarks" / "results" / "seconds.jsonl"
 IN_DOMAIN = "wikitext2-sample"
 
 PROTOCOL: dict[str, Any] = {
@@ -36,7 +37,19 @@ class Row:
     commit: str
 
 
-_ROW = TypeAdapter(Row)
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The median seconds of a recipe over some rounds, and the median of their multiples of Wanda's in the same round."""
+
+    asked: dict[str, Any]
+    seconds: float
+    multiple: float
+    rounds: int
+    date: str
+    commit: str
+
+
+_ROW, _TIMING = TypeAdapter(Row), TypeAdapter(Timing)
 
 
 def recipe_of(contender: str, sparsity: str) -> PruneRecipe:
@@ -72,15 +85,13 @@ def asked_of(recipe: PruneRecipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", include={"method", "sparsity", "calibration", "propagate"})
 
 
-def _as_asked_today(row: Row) -> Row:
-    """The row, its recipe with the defaults of fields that recipes did not have when it was measured."""
-    if row.asked is None:
-        return row
-    body = {"kind": "prune", "model": {"source": "local", "id": "model"}, **row.asked}
+def _today(asked: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, with the defaults of fields that recipes did not have when it was."""
+    body = {"kind": "prune", "model": {"source": "local", "id": "model"}, **asked}
     try:
-        return replace(row, asked=asked_of(PruneRecipe.model_validate(body)))
+        return asked_of(PruneRecipe.model_validate(body))
     except ValidationError:  # a field that is no more: nobody will ask for it
-        return row
+        return asked
 
 
 class Results:
@@ -94,11 +105,18 @@ class Results:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         if json.loads(header) != {"protocol": PROTOCOL}:
             raise ValueError(f"{path} was measured by another protocol; move it away")
-        self.rows = [_as_asked_today(_ROW.validate_json(line)) for line in lines]
+        rows = [_ROW.validate_json(line) for line in lines]
+        self.rows = [replace(row, asked=_today(row.asked)) if row.asked else row for row in rows]
+        timed = SECONDS.read_text(encoding="utf-8").splitlines() if SECONDS.exists() else []
+        self._timings = [_TIMING.validate_json(line) for line in timed]
 
     def find(self, asked: dict[str, Any] | None, model: str = MODEL) -> Row | None:
         """The newest row of a model for what was asked."""
         return next((row for row in reversed(self.rows) if (row.model, row.asked) == (model, asked)), None)
+
+    def timing(self, asked: dict[str, Any]) -> Timing | None:
+        """The newest timing of what was asked."""
+        return next((each for each in reversed(self._timings) if _today(each.asked) == asked), None)
 
     def append(self, row: Row) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -9,7 +9,8 @@ contender with the name that it is shown by.
     …
     <!-- /quality -->
 
-Each figure is the perplexity and, in brackets, its multiple of the first contender's.
+Each figure is the perplexity and, in brackets, its multiple of the first contender's. Behind them are the seconds at the
+first sparsity as a multiple of Wanda's (benchmarks.seconds), if any contender has them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import re
 
 from benchmarks.protocol import ROOT
-from benchmarks.rows import IN_DOMAIN, Results, Row, asked_of, recipe_of
+from benchmarks.rows import IN_DOMAIN, Results, Row, Timing, asked_of, recipe_of
 
 DOCS = ROOT / "docs"
 _MARKED = re.compile(
@@ -52,12 +53,22 @@ def table(sparsities: list[str], contenders: list[list[str]], results: Results) 
         for name, contender in contenders
         for sparsity in sparsities
     }
-    first = contenders[0][0]
-    lines = [f"| | {' | '.join(_percent(sparsity) for sparsity in sparsities)} |", "|---" * (len(sparsities) + 1) + "|"]
+    timings = {name: results.timing(asked_of(recipe_of(contender, sparsities[0]))) for name, contender in contenders}
+    first, timed = contenders[0][0], any(timings.values())
+    heads = ["", *(_percent(sparsity) for sparsity in sparsities), *(["seconds"] if timed else [])]
+    lines = [_line(heads), "|---" * len(heads) + "|"]
     for name, _ in contenders:
-        cells = (_cell(rows[name, sparsity], rows[first, sparsity]) for sparsity in sparsities)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        cells = [_cell(rows[name, sparsity], rows[first, sparsity]) for sparsity in sparsities]
+        lines.append(_line([name, *cells, *([_multiple(timings[name])] if timed else [])]))
     return "\n".join([*lines, "", _origin([row for row in rows.values() if row], results)])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _multiple(timing: Timing | None) -> str:
+    return f"{timing.multiple:.2f}" if timing else "—"
 
 
 def _percent(sparsity: str) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from benchmarks import protocol, quality
-from benchmarks.rows import RESULTS, Results, Row, asked_of, recipe_of
+from benchmarks import protocol, quality, rows
+from benchmarks.rows import RESULTS, Results, Row, Timing, asked_of, recipe_of
 from benchmarks.tables import DOCS, table, with_tables
-from secateur.recipes import Perplexity
+from secateur.recipes import Perplexity, SparseGPT
 
 
 def row(contender: str, sparsity: str, perplexity: float, commit: str = "abc") -> Row:
@@ -20,7 +22,8 @@ def row(contender: str, sparsity: str, perplexity: float, commit: str = "abc") -
 
 def test_a_contender_is_a_method_with_settings_and_fields_of_the_recipe() -> None:
     recipe = recipe_of("sparsegpt,damping=0.1,propagate=none,calibration.samples=8", "2:4")
-    assert recipe.method.model_dump() == {"name": "sparsegpt", "damping": 0.1, "block_size": 128}
+    assert isinstance(recipe.method, SparseGPT)
+    assert (recipe.method.damping, recipe.method.block_size) == (0.1, 128)
     assert (recipe.propagate, recipe.calibration.samples, recipe.sparsity.pattern) == ("none", 8, "2:4")
 
 
@@ -53,18 +56,30 @@ def test_results_of_another_protocol_are_not_added_to(tmp_path: Path) -> None:
         Results(tmp_path / "rows.jsonl")
 
 
-def test_a_table_shows_multiples_of_its_first_row_and_where_it_is_from(tmp_path: Path) -> None:
+def test_a_table_shows_multiples_of_its_first_row_and_where_it_is_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "SECONDS", tmp_path / "seconds.jsonl")
     results = Results(tmp_path / "rows.jsonl")
     for each in (row("wanda", "0.5", 50.0), row("sparsegpt", "0.5", 40.0, "def")):
         results.append(each)
     assert table(["0.5", "2:4"], [["Wanda", "wanda"], ["OBS", "sparsegpt"]], results).splitlines() == [
-        "| | 50 % | 2:4 |",
+        "|  | 50 % | 2:4 |",
         "|---|---|---|",
         "| Wanda | 50 | — |",
         "| OBS | 40 (0.800) | — |",
         "",
         "Measured 2026-11-22 by `make bench-quality` at `abc`, `def`.",
     ]
+
+
+def test_a_table_shows_seconds_where_they_were_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = Timing(asked_of(recipe_of("sparsegpt", "0.5")), 12.0, 1.7, 3, "2026-11-22", "abc")
+    (tmp_path / "seconds.jsonl").write_text(json.dumps(asdict(timing)) + "\n")
+    monkeypatch.setattr(rows, "SECONDS", tmp_path / "seconds.jsonl")
+    lines = table(["0.5"], [["Wanda", "wanda"], ["OBS", "sparsegpt"]], Results(tmp_path / "rows.jsonl")).splitlines()
+    assert lines[0] == "|  | 50 % | seconds |"
+    assert lines[2:4] == ["| Wanda | — | — |", "| OBS | — | 1.70 |"]
 
 
 @pytest.mark.skipif(not RESULTS.exists(), reason="nothing was measured yet")
