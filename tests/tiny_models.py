@@ -2,11 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from secateur.pruning.families import FAMILIES
+
+_USUAL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+_GEMMA = _USUAL | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
+_GPT = {"n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+# Small, but with what makes each family what it is: layers that slide, heads that share, embeddings of another width.
+SMALL: Mapping[str, Mapping[str, Any]] = {
+    "LlamaForCausalLM": _USUAL,
+    "MistralForCausalLM": _USUAL | {"head_dim": 8, "sliding_window": 16},
+    "Qwen2ForCausalLM": _USUAL,
+    "Qwen3ForCausalLM": _USUAL | {"head_dim": 8},
+    "Gemma2ForCausalLM": _GEMMA | {"attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "Gemma3ForCausalLM": _GEMMA | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "Phi3ForCausalLM": _USUAL,
+    "Olmo2ForCausalLM": _USUAL,
+    "StableLmForCausalLM": _USUAL | {"partial_rotary_factor": 0.5},
+    "FalconForCausalLM": {
+        "hidden_size": 32,
+        "ffn_hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "alibi": True,
+        "bias": True,
+    },
+    "OPTForCausalLM": {
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 16,
+    },
+    "GPT2LMHeadModel": _GPT,
+    "GPTNeoXForCausalLM": _USUAL | {"num_hidden_layers": 2},
+    "GPTJForCausalLM": _GPT | {"rotary_dim": 4},
+    "BloomForCausalLM": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "MptForCausalLM": {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 128},
+}
+
+
+def make_family(folder: Path, architecture: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """A model of an architecture with random weights, and a tokenizer, in `folder`; the same bytes for the same arguments.
+
+    Linears are large enough that blocks, and so what is pruned in them, matter; biases and norms are not all alike.
+    """
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    words = {"vocab_size": len(tokenizer), "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": None}
+    config = AutoConfig.for_model(FAMILIES[architecture].model_type, **words, **{**SMALL[architecture], **changes})
+    model = AutoModelForCausalLM.from_config(config)
+    embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+        elif id(parameter) not in embeddings:
+            parameter.data.mul_(8)
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def make_llama(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
-from secateur.problems import ProblemError, at
+from secateur.problems import at
 from secateur.pruning.datasets import known_bytes
-from secateur.pruning.families import Family, block_count, family_of
-from secateur.pruning.headers import FLOATS, ModelHeaders
+from secateur.pruning.families import Family, family_of, is_tied, positions_of
+from secateur.pruning.headers import ModelHeaders
+from secateur.pruning.linears import Linear, linears_of, require
 from secateur.pruning.registry import calibration_of
 from secateur.recipes import PruneRecipe, Recipe
-
-_INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def check(recipe: Recipe, model: ModelHeaders) -> None:
@@ -32,10 +29,11 @@ def check(recipe: Recipe, model: ModelHeaders) -> None:
             "The model's config.json has a quantization_config: its weights are packed and cannot be read as they are.",
             hint="Give the model it was quantised from.",
         )
-    _check_tensors(model, family)
+    _check_outside(model, family)
+    linears = linears_of(model, family)
     if isinstance(recipe, PruneRecipe):
-        _check_pattern(recipe, model, family)
-    _check_positions(recipe, model)
+        _check_pattern(recipe, linears)
+    _check_positions(recipe, positions_of(model, family))
 
 
 def _check_samples(recipe: PruneRecipe) -> None:
@@ -75,62 +73,30 @@ def _check_texts(recipe: Recipe) -> None:
             )
 
 
-def _check_tensors(model: ModelHeaders, family: Family) -> None:
-    """Every block has its linears and norms; there is an embedding and what follows the blocks, and no other block."""
-    _check_blocks(model, family)
-    outside = [family.embedding] if model.config.get("tie_word_embeddings", False) else [family.embedding, family.head]
-    _require(model, outside, rank=2)
-    _require(model, [family.norm], rank=1)
-    for index in range(block_count(model)):  # stops at the first that is missing: the config may claim a billion
-        _require(model, family.weights(index), rank=2)
-        _require(model, family.norm_weights(index), rank=1)
+def _check_outside(model: ModelHeaders, family: Family) -> None:
+    """There is an embedding, and what follows the blocks."""
+    for name in [family.embedding] if is_tied(model, family) else [family.embedding, family.head]:
+        require(model.tensors.get(name), name, rank=2)
+    if family.norm:
+        require(model.tensors.get(family.norm), family.norm, rank=1)
 
 
-def _require(model: ModelHeaders, names: list[str], *, rank: int) -> None:
-    for name in names:
-        tensor = model.tensors.get(name)
-        if tensor is None:
-            raise ProblemError(
-                "model_file_corrupt", f"The tensor '{name}' is missing, which a {model.architecture} of this config has."
-            )
-        if len(tensor.shape) != rank or 0 in tensor.shape or tensor.dtype not in FLOATS:
-            kind = "matrix" if rank == 2 else "vector"
-            raise ProblemError(
-                "model_file_corrupt",
-                f"The tensor '{name}' is {tensor.dtype} {tensor.shape}, where a {kind} of floats is needed.",
-            )
-
-
-def _check_blocks(model: ModelHeaders, family: Family) -> None:
-    """A tensor below the blocks belongs to one that config.json counts."""
-    prefix, count = f"{family.blocks}.", block_count(model)
-    for name in model.tensors:
-        if not name.startswith(prefix):
-            continue
-        index = name[len(prefix) :].partition(".")[0]
-        if not (_INDEX.fullmatch(index) and int(index) < count):
-            raise ProblemError(
-                "model_config_invalid", f"config.json counts {count} blocks; '{name[:120]}' is of none of them."
-            )
-
-
-def _check_pattern(recipe: PruneRecipe, model: ModelHeaders, family: Family) -> None:
+def _check_pattern(recipe: PruneRecipe, blocks: list[list[Linear]]) -> None:
     group = recipe.sparsity.group
     if group is None:
         return
-    for index in range(block_count(model)):
-        for name in family.weights(index):
-            in_features = model.tensors[name].shape[1]
-            if in_features % group[1]:
-                raise at(
-                    "/sparsity/pattern",
-                    "pattern_does_not_divide",
-                    f"'{name}' has {in_features} inputs, which groups of {group[1]} do not divide.",
-                )
+    for linear in (linear for block in blocks for linear in block):
+        if linear.in_features % group[1]:
+            raise at(
+                "/sparsity/pattern",
+                "pattern_does_not_divide",
+                f"'{linear.name}' has {linear.in_features} inputs, which groups of {group[1]} do not divide.",
+            )
 
 
-def _check_positions(recipe: Recipe, model: ModelHeaders) -> None:
-    positions = int(model.config["max_position_embeddings"])
+def _check_positions(recipe: Recipe, positions: int | None) -> None:
+    if positions is None:
+        return
     lengths = {}
     if calibration := calibration_of(recipe):
         lengths["/calibration/sequence_length"] = calibration.sequence_length

@@ -14,10 +14,11 @@ from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
-from secateur.pruning.families import Family, block_count, pruned_weights
+from secateur.pruning.families import Family
 from secateur.pruning.group_pruner import GroupPruner, Observed
 from secateur.pruning.guard import Guard, held_out
 from secateur.pruning.lanes import lanes
+from secateur.pruning.linears import Linear, linears_of
 from secateur.pruning.memory import give_back
 from secateur.pruning.methods import Pruned
 from secateur.pruning.registry import observes, sampled_share
@@ -40,7 +41,7 @@ def prune_blocks(
     blocks taken over. Raises ProblemError `nonfinite_activation`, naming the block.
     """
     pruner = _BlockPruner(recipe, source, family, best_device())
-    total, first = block_count(source.headers), len(attempt.finished)
+    total, first = len(pruner.linears), len(attempt.finished)
     spent = sum(facts.seconds for facts in attempt.finished)
     narrator.progress(first, total)
     walk = (
@@ -77,7 +78,8 @@ class _BlockPruner:
 
     def __init__(self, recipe: PruneRecipe, source: Checkpoint, family: Family, device: torch.device) -> None:
         self._group_pruner = GroupPruner(recipe.method)
-        self._targets = uniform(recipe.sparsity, pruned_weights(source.headers, family))
+        self.linears = linears_of(source.headers, family)
+        self._targets = uniform(recipe.sparsity, [linear.name for block in self.linears for linear in block])
         self._observes, self._propagate = observes(recipe.method), recipe.propagate
         self._share, self._seed = sampled_share(recipe.method), recipe.calibration.seed
         self._source, self._family = source, family
@@ -90,15 +92,17 @@ class _BlockPruner:
         self._pruned: dict[str, Tensor] = {}
 
     def prune_unobserved(self) -> None:
-        for name in self._family.weights(self.facts.block):
-            self._prune([name], [self._source.read(name, self.dtype, self.device)], None, lambda _: None)
+        for linear in self.linears[self.facts.block]:
+            stored = self._source.read(linear.name, self.dtype, self.device)
+            self._prune([linear], [_turned(linear, stored)], None, lambda _: None)
 
     def prune_observing(
         self, block: nn.Module, batches: list[MicroBatch], probe: MicroBatch, guard: Guard | None, *, propagate: bool
     ) -> None:
         """Prune `block` on `batches`; with `propagate` they carry its output afterwards, as the recipe says which, and so
         does the `guard`'s batch."""
-        groups = groups_of(block, self.facts.block, self._family.linears, probe)
+        linears = [linear.module for linear in self.linears[self.facts.block]]
+        groups = groups_of(block, self.facts.block, linears, probe)
         self._guard, self._tokens = guard, sum(batch.tokens.numel() for batch in batches)
         if guard:
             guard.enter(block, self.facts.block)
@@ -113,14 +117,14 @@ class _BlockPruner:
 
     def _prune_staged(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         def prune(group: Group, inputs: list[Tensor]) -> None:
-            self._prune_group(block, group, self._observed(block, group, inputs))
+            self._prune_group(block, group, self._observed(group, inputs))
 
         run_staged(block, self.facts.block, batches, groups, prune=prune, lanes=self._lanes, propagate=propagate)
 
     def _prune_whole(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         """Observe all of the dense block, then prune it; what goes on is its dense output, or that of a second forward."""
         index, dense = self.facts.block, self._propagate == "none"
-        seen = {group: self._observed(block, group, []) for group in groups}
+        seen = {group: self._observed(group, []) for group in groups}
 
         def see(group: Group, inputs: list[Tensor]) -> None:
             seen[group].add(inputs, self._lanes)
@@ -131,37 +135,42 @@ class _BlockPruner:
         if propagate and not dense:
             forward(block, index, batches, self._lanes)
 
-    def _observed(self, block: nn.Module, group: Group, inputs: list[Tensor]) -> Observed:
+    def _observed(self, group: Group, inputs: list[Tensor]) -> Observed:
         sample = InputSample(chosen_tokens(self._tokens, self._share, self._seed)) if self._share else None
-        observed = Observed(observer(self._observes, _linear(block, group[0]).in_features, self.device), sample)
+        observed = Observed(observer(self._observes, self._linears_in(group)[0].in_features, self.device), sample)
         observed.add(inputs, self._lanes)
         return observed
 
     def _prune_group(self, block: nn.Module, group: Group, observed: Observed) -> None:
         """Prune the linears of `group` in `block`, in place."""
-        linears = [_linear(block, name) for name in group]
-        names = [f"{self._family.block(self.facts.block)}.{name}.weight" for name in group]
+        linears, modules = self._linears_in(group), [block.get_submodule(module) for module in group]
         if not bool(observed.statistics.squares.isfinite().all()):
-            raise self._nonfinite(f"the input of '{names[0]}'")
+            raise self._nonfinite(f"the input of '{linears[0].name}'")
 
         def place(pruned: list[Pruned]) -> None:
-            for linear, each in zip(linears, pruned, strict=True):
-                linear.weight = nn.Parameter(each.weight, requires_grad=False)
+            for linear, module, each in zip(linears, modules, pruned, strict=True):
+                module.weight = nn.Parameter(_turned(linear, each.weight), requires_grad=False)
 
-        self._prune(names, [linear.weight for linear in linears], observed, place)
+        weights = [_turned(linear, module.get_parameter("weight")) for linear, module in zip(linears, modules, strict=True)]
+        self._prune(linears, weights, observed, place)
+
+    def _linears_in(self, group: Group) -> list[Linear]:
+        by_module = {linear.module: linear for linear in self.linears[self.facts.block]}
+        return [by_module[module] for module in group]
 
     def _prune(
-        self, names: list[str], weights: list[Tensor], observed: Observed | None, place: Callable[[list[Pruned]], None]
+        self, linears: list[Linear], weights: list[Tensor], observed: Observed | None, place: Callable[[list[Pruned]], None]
     ) -> None:
+        """Prune `weights`, (out_features, in_features) each."""
         started = time.monotonic()
-        targets = [self._targets[name] for name in names]
+        targets = [self._targets[linear.name] for linear in linears]
         decided = self._group_pruner.prune(weights, targets, observed, self._guard, place)
         seconds, rows = time.monotonic() - started, sum(len(weight) for weight in weights)
-        for name, target, each in zip(names, targets, decided.pruned, strict=True):
-            self._pruned[name] = each.weight
+        for linear, target, each in zip(linears, targets, decided.pruned, strict=True):
+            self._pruned[linear.name] = _turned(linear, each.weight)
             self.facts.linears.append(
                 LinearFacts(
-                    name=name,
+                    name=linear.name,
                     shape=tuple(each.weight.shape),
                     target=float(target.fraction),
                     removed=int(each.removed.count_nonzero()),
@@ -243,11 +252,9 @@ class _Walk:
         return True
 
 
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    module = block.get_submodule(name)
-    if not isinstance(module, nn.Linear):
-        raise ProblemError("unsupported_architecture", f"'{name}' is a {type(module).__name__}, where a linear is needed.")
-    return module
+def _turned(linear: Linear, weight: Tensor) -> Tensor:
+    """A weight as it is stored, (out_features, in_features), and the other way round."""
+    return weight.T.contiguous() if linear.transposed else weight
 
 
 def _finite(hidden: Tensor) -> bool:

@@ -65,7 +65,7 @@ def _loss(model: StreamedModel, batch: MicroBatch) -> float:
     rows = max(1, LOGITS_AT_ONCE // vocabulary)
     total = 0.0
     for part, expected in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-        logits = model.head(part).float()  # (rows, vocabulary)
+        logits = model.logits(part).float()  # (rows, vocabulary)
         top = logits.amax(dim=1, keepdim=True)  # (rows, 1)
         total -= float((logits.gather(1, expected.unsqueeze(1)) - top).double().sum())
         # in place: half the time of torch's cross_entropy, which makes two more matrices of this size

@@ -1,50 +1,72 @@
-"""Where blocks, linears, embeddings and head are in a model: one row per family, and nothing else knows a family."""
+"""What checkpoints of each family look like: one row per family, and nothing else in the engine knows a family.
+
+Torch-free: the API reads this table to refuse a model before its job is queued.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from secateur.problems import at
-from secateur.pruning.headers import ModelHeaders
+from secateur.problems import ProblemError, at
+from secateur.pruning.headers import CONFIG, ModelHeaders
 
-_LLAMA_LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
-_LLAMA_NORMS = ("input_layernorm", "post_attention_layernorm")
+_ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+_MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
+_FOUR_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
+_GPT = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Names inside a checkpoint. `blocks` is the list of decoder blocks; `linears` are the pruned ones, `norms` the norms,
-    below a block; `norm` is the one behind the last block."""
+    """Names inside a checkpoint.
+
+    `blocks` is the list of decoder blocks. Below a block: every block has the `linears` and `norms`; a block may have the
+    `optional` linears (`*` counts experts) and the `dense` matrices, which are never pruned (routers). `transposed`: weights
+    are stored (in_features, out_features), as Conv1D has them. Outside: `embedding`, the `norm` behind the last block if
+    there always is one, and the `head`, which a config without `tie_word_embeddings` has of its own unless it is `tied`.
+
+    `base` is the module that holds everything but the head: a checkpoint that was saved from it alone lacks this prefix,
+    which `bare` says. `renamed`: what in a tensor's name transformers calls otherwise. `count` and `positions` are the keys
+    of config.json for the number of blocks and of positions; `most_positions` are those of a config that does not say, None
+    if there is no end to them.
+    """
 
     architecture: str
     model_type: str
+    linears: tuple[str, ...] = (*_ATTENTION, *_MLP)
+    optional: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
+    norms: tuple[str, ...] = _NORMS
+    transposed: bool = False
+    base: str = "model"
     blocks: str = "model.layers"
-    linears: tuple[str, ...] = _LLAMA_LINEARS
-    norms: tuple[str, ...] = _LLAMA_NORMS
     embedding: str = "model.embed_tokens.weight"
-    norm: str = "model.norm.weight"
+    norm: str | None = "model.norm.weight"
     head: str = "lm_head.weight"
+    tied: bool = False
+    bare: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
+    count: str = "num_hidden_layers"
+    positions: str | None = "max_position_embeddings"
+    most_positions: int | None = None
 
     def block(self, index: int) -> str:
-        """The name of a block, such as `model.layers.3`."""
+        """The name of a block in the checkpoint, such as `model.layers.3`."""
         return f"{self.blocks}.{index}"
 
-    def weights(self, index: int) -> list[str]:
-        """The tensors of a block that are pruned."""
-        return [f"{self.block(index)}.{linear}.weight" for linear in self.linears]
+    @property
+    def block_list(self) -> str:
+        """Where the blocks are in transformers' model."""
+        return self.parameter(self.blocks)
 
-    def norm_weights(self, index: int) -> list[str]:
-        """The tensors of a block's norms."""
-        return [f"{self.block(index)}.{norm}.weight" for norm in self.norms]
+    def parameter(self, tensor: str) -> str:
+        """What transformers calls a tensor of the checkpoint."""
+        for theirs, ours in self.renamed:
+            tensor = tensor.replace(theirs, ours)
+        return f"{self.base}.{tensor}" if self.bare and tensor != self.head else tensor
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -53,13 +75,107 @@ FAMILIES: Mapping[str, Family] = {
         Family("LlamaForCausalLM", "llama"),
         Family("MistralForCausalLM", "mistral"),
         Family("Qwen2ForCausalLM", "qwen2"),
-        Family("Qwen3ForCausalLM", "qwen3", norms=(*_LLAMA_NORMS, "self_attn.q_norm", "self_attn.k_norm")),
+        Family("Qwen3ForCausalLM", "qwen3", norms=(*_NORMS, *_QK_NORMS)),
+        Family("Gemma2ForCausalLM", "gemma2", norms=_FOUR_NORMS, tied=True),
+        Family("Gemma3ForCausalLM", "gemma3_text", norms=(*_FOUR_NORMS, *_QK_NORMS), tied=True),
+        Family(
+            "Phi3ForCausalLM",
+            "phi3",
+            linears=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
+        ),
+        Family("Olmo2ForCausalLM", "olmo2", norms=("post_attention_layernorm", "post_feedforward_layernorm", *_QK_NORMS)),
+        Family("StableLmForCausalLM", "stablelm", norms=("input_layernorm",)),
+        Family(
+            "FalconForCausalLM",
+            "falcon",
+            linears=("self_attention.query_key_value", "self_attention.dense", *_GPT),
+            norms=(),
+            base="transformer",
+            blocks="transformer.h",
+            embedding="transformer.word_embeddings.weight",
+            norm="transformer.ln_f.weight",
+            tied=True,
+            most_positions=2048,
+        ),
+        Family(
+            "OPTForCausalLM",
+            "opt",
+            linears=(*_ATTENTION[:3], "self_attn.out_proj", "fc1", "fc2"),
+            norms=("self_attn_layer_norm", "final_layer_norm"),
+            blocks="model.decoder.layers",
+            embedding="model.decoder.embed_tokens.weight",
+            norm=None,
+            tied=True,
+        ),
+        Family(
+            "GPT2LMHeadModel",
+            "gpt2",
+            linears=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
+            norms=("ln_1", "ln_2"),
+            transposed=True,
+            base="transformer",
+            blocks="transformer.h",
+            embedding="transformer.wte.weight",
+            norm="transformer.ln_f.weight",
+            tied=True,
+            count="n_layer",
+            positions="n_positions",
+        ),
+        Family(
+            "GPTNeoXForCausalLM",
+            "gpt_neox",
+            linears=("attention.query_key_value", "attention.dense", *_GPT),
+            base="gpt_neox",
+            blocks="gpt_neox.layers",
+            embedding="gpt_neox.embed_in.weight",
+            norm="gpt_neox.final_layer_norm.weight",
+            head="embed_out.weight",
+            renamed=(("embed_out.", "lm_head."),),
+        ),
+        Family(
+            "GPTJForCausalLM",
+            "gptj",
+            linears=("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj", "mlp.fc_in", "mlp.fc_out"),
+            norms=("ln_1",),
+            base="transformer",
+            blocks="transformer.h",
+            embedding="transformer.wte.weight",
+            norm="transformer.ln_f.weight",
+            count="n_layer",
+            positions="n_positions",
+        ),
+        Family(
+            "BloomForCausalLM",
+            "bloom",
+            linears=("self_attention.query_key_value", "self_attention.dense", *_GPT),
+            base="transformer",
+            blocks="transformer.h",
+            embedding="transformer.word_embeddings.weight",
+            norm="transformer.ln_f.weight",
+            tied=True,
+            count="n_layer",
+            positions=None,
+        ),
+        Family(
+            "MptForCausalLM",
+            "mpt",
+            linears=("attn.Wqkv", "attn.out_proj", "ffn.up_proj", "ffn.down_proj"),
+            norms=("norm_1", "norm_2"),
+            base="transformer",
+            blocks="transformer.blocks",
+            embedding="transformer.wte.weight",
+            norm="transformer.norm_f.weight",
+            tied=True,
+            count="n_layers",
+            positions="max_seq_len",
+        ),
     )
 }
 
 
 def family_of(model: ModelHeaders) -> Family:
-    """The family of a safetensors model. Raises ProblemError `unsupported_architecture` at /model/id."""
+    """The family of a safetensors model, as its checkpoint has it. Raises ProblemError `unsupported_architecture` at
+    /model/id."""
     family = FAMILIES.get(model.architecture)
     if family is None or family.model_type != model.config["model_type"]:
         raise at(
@@ -68,14 +184,43 @@ def family_of(model: ModelHeaders) -> Family:
             f"The model is a {model.architecture[:100]} (model_type {str(model.config['model_type'])[:100]!r}).",
             hint=f"Supported are {', '.join(FAMILIES)}.",
         )
-    return family
+    return family if family.embedding in model.tensors else _bare(family, model)
 
 
-def block_count(model: ModelHeaders) -> int:
-    """Number of decoder blocks."""
-    return int(model.config["num_hidden_layers"])
+def _bare(family: Family, model: ModelHeaders) -> Family:
+    """The family as it is in a checkpoint that was saved from the base model, if this is one."""
+    prefix = f"{family.base}."
+    if family.embedding.removeprefix(prefix) not in model.tensors:
+        return family
+    return replace(
+        family,
+        bare=True,
+        blocks=family.blocks.removeprefix(prefix),
+        embedding=family.embedding.removeprefix(prefix),
+        norm=family.norm and family.norm.removeprefix(prefix),
+    )
 
 
-def pruned_weights(model: ModelHeaders, family: Family) -> list[str]:
-    """Every tensor that is pruned, in the order of the blocks."""
-    return [name for index in range(block_count(model)) for name in family.weights(index)]
+def block_count(model: ModelHeaders, family: Family) -> int:
+    """Number of decoder blocks. Raises ProblemError `model_config_invalid`."""
+    return _natural(model, family.count)
+
+
+def positions_of(model: ModelHeaders, family: Family) -> int | None:
+    """The longest sequence, in tokens; None if the model has no end of positions. Raises ProblemError
+    `model_config_invalid`."""
+    if family.positions is None or (family.most_positions and family.positions not in model.config):
+        return family.most_positions
+    return _natural(model, family.positions)
+
+
+def _natural(model: ModelHeaders, key: str) -> int:
+    value = model.config.get(key)
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise ProblemError("model_config_invalid", f"{CONFIG} has no '{key}', or one that is no positive number.")
+    return value
+
+
+def is_tied(model: ModelHeaders, family: Family) -> bool:
+    """Whether embeddings and head are one tensor, as config.json has it."""
+    return bool(model.config.get("tie_word_embeddings", family.tied))

@@ -354,9 +354,6 @@ def _check_config(document: Mapping[str, Any]) -> None:
         raise ProblemError("model_config_invalid", f"{CONFIG} does not name one architecture in 'architectures'.")
     if not isinstance(document.get("model_type"), str):
         raise ProblemError("model_config_invalid", f"{CONFIG} has no 'model_type'.")
-    for key in ("num_hidden_layers", "max_position_embeddings"):
-        if type(document.get(key)) is not int or not 1 <= document[key] < 2**31:
-            raise ProblemError("model_config_invalid", f"{CONFIG} has no '{key}', or one that is no positive number.")
 
 
 def _corrupt(file: str, what: str) -> NoReturn:

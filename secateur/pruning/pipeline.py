@@ -54,9 +54,10 @@ def run(
             folder, headers = _as_safetensors(source, scratch, narrator)
             admission.check(recipe, headers)
             with Checkpoint(folder, headers) as checkpoint:
-                require_fit(checkpoint)
+                family = family_of(headers)
+                require_fit(checkpoint, family)
                 scratches = tuple(each / SCRATCH for each in earlier)
-                job = Job(recipe, checkpoint, family_of(headers), output, cache, texts, narrator, scratches)
+                job = Job(recipe, checkpoint, family, output, cache, texts, narrator, scratches)
                 outcome = KINDS[recipe.kind](job)
             shutil.rmtree(scratch)
             return _result(outcome, output, started)

@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
-from secateur.pruning.families import Family, block_count
+from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
 from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
+
+# What old versions of transformers saved beside the weights: rotary frequencies, causal masks.
+_LEGACY_BUFFERS = r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$"
 
 
 @dataclass(slots=True)
@@ -44,26 +47,29 @@ class StreamedModel:
 
     def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: torch.device) -> None:
         self._checkpoint, self._family, self._dtype, self._device = checkpoint, family, dtype, device
-        self.count = block_count(checkpoint.headers)
+        self._tensors = {family.parameter(name): name for name in checkpoint.headers.tensors}
         self.model = _without_weights(checkpoint.folder, dtype, device)
-        self._blocks: list[nn.Module] = list(self.model.get_submodule(family.blocks).children())
+        self._decoder = self.model.get_submodule(family.block_list.rpartition(".")[0])
+        self._blocks: list[nn.Module] = list(self.model.get_submodule(family.block_list).children())
+        self.count = len(self._blocks)
         self.batch_tokens = batch_tokens(checkpoint.headers.config, dtype, device)
         self.lanes = lanes(device)
-        inside = f"{family.blocks}."
+        inside = f"{family.block_list}."
         self._outside = {name: empty for name, empty in self.model.state_dict().items() if not name.startswith(inside)}
-        self._origins = self._load_outside_blocks(inside)
+        self._origins = self._load_outside_blocks()
         self._held = True
+        self._find_what_blocks_return()
 
-    def _load_outside_blocks(self, inside: str) -> dict[str, str]:
+    def _load_outside_blocks(self) -> dict[str, str]:
         """Load embeddings, norm and head; for each, the name of the tensor that it is, which another may be tied to."""
-        weights = {name: self._read(self._checkpoint, name) for name in self._outside if name in self._checkpoint}
+        weights = {name: self._read(self._checkpoint, name) for name in self._outside if name in self._tensors}
         _assign(self.model, weights, strict=False)
         with quiet_transformers():  # a head of its own beside a config that ties is loaded as from_pretrained loads it
             self.model.tie_weights(missing_keys=self._outside.keys() - weights.keys())
-        outside = ((n, p) for n, p in self.model.named_parameters() if not n.startswith(inside))
-        if missing := next((name for name, parameter in outside if parameter.is_meta), None):
+        state = self.model.state_dict()
+        if missing := next((name for name in self._outside if state[name].is_meta), None):
             raise ProblemError("model_file_corrupt", f"The tensor '{missing}' is missing, which the model needs.")
-        state, places = self.model.state_dict(), {tensor.data_ptr(): name for name, tensor in weights.items()}
+        places = {tensor.data_ptr(): name for name, tensor in weights.items()}
         return {name: places[state[name].data_ptr()] for name in self._outside}
 
     def _hold(self) -> None:
@@ -78,8 +84,8 @@ class StreamedModel:
         _assign(self.model, self._outside, strict=False)
         self._held = False
 
-    def _read(self, checkpoint: Checkpoint, name: str) -> Tensor:
-        return checkpoint.read(name, self._dtype, self._device)
+    def _read(self, checkpoint: Checkpoint, parameter: str) -> Tensor:
+        return checkpoint.read(self._tensors[parameter], self._dtype, self._device)
 
     def batches(self, tokens: Tensor) -> list[MicroBatch]:
         """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be."""
@@ -114,23 +120,48 @@ class StreamedModel:
         """What the model makes of `batch.hidden` after the last block, before the head: (batch, seq, hidden)."""
         return self._forward_over(lambda *_, **__: batch.hidden, batch.tokens)
 
-    @property
-    def head(self) -> nn.Module:
-        """The output embedding: (…, hidden) -> (…, vocabulary)."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the model makes of `hidden`, (rows, hidden), in its head, caps and scales included: (rows, vocabulary)."""
         self._hold()
-        head: nn.Module = self.model.get_output_embeddings()
-        return head
+        tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
+        original = self._decoder.forward
+        self._decoder.forward = lambda *_, **__: self._output(last_hidden_state=hidden.unsqueeze(0))
+        try:
+            logits: Tensor = self.model(input_ids=tokens, use_cache=False, return_dict=True).logits
+        finally:
+            self._decoder.forward = original
+        return logits[0]  # (rows, vocabulary)
+
+    def _find_what_blocks_return(self) -> None:
+        """A tensor, or a tuple whose first is the tensor: the model's own forward over stand-ins shows what it expects."""
+        tokens, refusal = torch.zeros(1, 2, dtype=torch.int64), "it changes what goes from block to block"
+        for self._in_tuple in (False, True):
+            passed: list[Any] = []
+
+            def note(hidden: Any, *_: Any, passed: list[Any] = passed, **__: Any) -> Any:
+                passed.append(hidden)
+                return hidden
+
+            try:
+                last = self._forward_over(note, tokens)
+            except Exception as error:  # any error may be that of a tuple where a tensor is expected
+                refusal = f"{type(error).__name__}: {error}"
+                continue
+            if last.shape[:2] == tokens.shape and all(hidden is passed[0] for hidden in passed):
+                return
+        raise ProblemError("unsupported_architecture", f"This model cannot be walked through block by block: {refusal}.")
 
     def _forward_over(self, stand_in: Callable[..., Tensor], tokens: Tensor) -> Tensor:
         self._hold()
         originals = [block.forward for block in self._blocks]
         for block in self._blocks:
-            block.forward = stand_in
+            block.forward = _returning_tuples(stand_in) if self._in_tuple else stand_in
         try:
-            output = self.model.base_model(input_ids=tokens.to(self._device), use_cache=False)
+            output = self._decoder(input_ids=tokens.to(self._device), use_cache=False, return_dict=True)
         finally:
             for block, forward in zip(self._blocks, originals, strict=True):
                 block.forward = forward
+        self._output = type(output)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -140,9 +171,9 @@ class StreamedModel:
 
         The weights of the next block are read ahead meanwhile.
         """
-        block, prefix, checkpoint = self._blocks[index], f"{self._family.block(index)}.", written or self._checkpoint
-        empty = block.state_dict()
-        if missing := next((name for name in empty if prefix + name not in checkpoint), None):
+        block, checkpoint = self._blocks[index], written or self._checkpoint
+        prefix, empty = f"{self._family.block_list}.{index}.", block.state_dict()
+        if missing := next((name for name in empty if prefix + name not in self._tensors), None):
             raise ProblemError("model_file_corrupt", f"The tensor '{prefix}{missing}' is missing, which the model needs.")
         _assign(block, {name: self._read(checkpoint, prefix + name) for name in empty}, strict=True)
         following = f"{self._family.block(index + 1)}."
@@ -153,7 +184,7 @@ class StreamedModel:
             block.load_state_dict(empty, assign=True)
 
 
-def require_fit(checkpoint: Checkpoint) -> None:
+def require_fit(checkpoint: Checkpoint, family: Family) -> None:
     """Raise ProblemError `model_file_corrupt` unless the checkpoint holds the tensors of the model that config.json names,
     in their shapes, and no others; `model_config_invalid` if it names none.
 
@@ -162,11 +193,11 @@ def require_fit(checkpoint: Checkpoint) -> None:
     """
     model = _without_weights(checkpoint.folder, torch.float32, torch.device("cpu"))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in checkpoint.headers.tensors.items()}
+    found = {family.parameter(name): tensor.shape for name, tensor in checkpoint.headers.tensors.items()}
     missing = expected.keys() - found.keys()
     with quiet_transformers():
         model.tie_weights(missing_keys=missing)  # takes those away that are tied to what is there
-    ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq$"]))
+    ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), _LEGACY_BUFFERS]))
     unexpected = [name for name in found if name not in expected and not ignored.search(name)]
     misshapen = [name for name in expected.keys() & found.keys() if expected[name] != found[name]]
     for names, what in ((missing, "missing"), (unexpected, "none of the model's"), (misshapen, "of another shape")):
@@ -176,6 +207,10 @@ def require_fit(checkpoint: Checkpoint) -> None:
                 "model_file_corrupt",
                 f"The weights do not fit the model that config.json describes: {len(names)} are {what}, such as {some}.",
             )
+
+
+def _returning_tuples(stand_in: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    return lambda *args, **kwargs: (stand_in(*args, **kwargs),)
 
 
 def forward(block: nn.Module, index: int, batches: list[MicroBatch], lanes: Lanes) -> None:
@@ -200,7 +235,7 @@ def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> 
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+                    config, dtype=dtype, attn_implementation=_attention(config), trust_remote_code=False
                 )
             for name, buffer in model.named_non_persistent_buffers():
                 parent, _, leaf = name.rpartition(".")
@@ -211,6 +246,12 @@ def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> 
                 "model_config_invalid", f"No model can be made from config.json: {type(error).__name__}: {error}"
             ) from error
     return model.eval().requires_grad_(False)
+
+
+def _attention(config: PretrainedConfig) -> str:
+    """The attention that is run, never one that config.json names: torch's, if it can do all that the model does (it cannot
+    cap scores as Gemma 2 does), else transformers' plain one."""
+    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
 
 
 def _assign(module: nn.Module, weights: dict[str, Tensor], *, strict: bool) -> None:

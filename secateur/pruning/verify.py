@@ -12,7 +12,9 @@ from torch import Tensor
 
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import DTYPES, FORMAT_NAMES, Checkpoint
+from secateur.pruning.families import Family
 from secateur.pruning.headers import FLOATS, read_model
+from secateur.pruning.linears import linears_of
 from secateur.pruning.methods import BITS
 from secateur.recipes import PruneRecipe
 
@@ -30,12 +32,13 @@ class Facts:
         return self.zeros / self.weights
 
 
-def verify(folder: Path, source: Checkpoint, removed: Mapping[str, int], recipe: PruneRecipe) -> Facts:
+def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[str, int], recipe: PruneRecipe) -> Facts:
     """Check the checkpoint in `folder` against `source`.
 
-    `removed`: the number of weights removed from each pruned tensor. Every tensor is there with its shape and dtype; pruned
-    ones are finite, hold at least the zeros removed from them, none of them negative, and obey the pattern; all others are
-    the source's bit for bit (after the cast, if the dtype changes). Raises ProblemError `verification_failed`.
+    `removed`: the number of weights removed from each pruned linear, by its name. Every tensor is there with its shape and
+    dtype; pruned ones are finite, hold at least the zeros removed from them, none of them negative, and obey the pattern;
+    all others are the source's bit for bit (after the cast, if the dtype changes). Raises ProblemError
+    `verification_failed`.
     """
     headers = read_model(folder)
     if headers.tensors.keys() != source.headers.tensors.keys():
@@ -43,6 +46,7 @@ def verify(folder: Path, source: Checkpoint, removed: Mapping[str, int], recipe:
     if headers.config.get("tie_word_embeddings") != source.headers.config.get("tie_word_embeddings"):
         _fail("embeddings and head are no longer tied as they were")
     dtype = DTYPES[recipe.output.dtype]
+    transposed = {linear.name for block in linears_of(source.headers, family) for linear in block if linear.transposed}
     zeros_of: dict[str, int] = {}
     with Checkpoint(folder, headers) as written:
         for name, expected in source.headers.tensors.items():
@@ -51,7 +55,8 @@ def verify(folder: Path, source: Checkpoint, removed: Mapping[str, int], recipe:
             if (found.dtype, found.shape) != (wanted, expected.shape):
                 _fail(f"'{name}' is {found.dtype} {found.shape}, not {wanted} {expected.shape}")
             if name in removed:
-                zeros_of[name] = _check_pruned(name, written.read(name), removed[name], recipe.sparsity.group)
+                weight = written.read(name).T if name in transposed else written.read(name)
+                zeros_of[name] = _check_pruned(name, weight, removed[name], recipe.sparsity.group)
             elif not torch.equal(_bits(written.read(name)), _bits(source.read(name, dtype))):
                 _fail(f"'{name}' was not to be touched and differs from the source")
     weights = sum(headers.tensors[name].elements for name in removed)
@@ -68,7 +73,7 @@ def _check_pruned(name: str, weight: Tensor, removed: int, group: tuple[int, int
         _fail(f"'{name}' holds a negative zero")
     if not bool(weight.isfinite().all()):
         _fail(f"'{name}' holds a value that is not finite")
-    if group and int(zero.view(len(zero), -1, group[1]).sum(dim=2).min()) < group[1] - group[0]:
+    if group and int(zero.reshape(len(zero), -1, group[1]).sum(dim=2).min()) < group[1] - group[0]:
         _fail(f"'{name}' has a group of {group[1]} with fewer than {group[1] - group[0]} zeros")
     return count
 

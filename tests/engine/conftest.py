@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from secateur.pruning import job
 from secateur.pruning.datasets import read_text
 from secateur.pruning.families import FAMILIES
-from tests.tiny_models import byte_tokenizer
+from tests.tiny_models import make_family
 
 MakeModel = Callable[..., Path]
 
@@ -31,31 +31,19 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
     """Make a folder with a model of an architecture; the same arguments give the same weights."""
 
     def make(architecture: str = "LlamaForCausalLM", *, dtype: str = "float32", tied: bool = True, layers: int = 3) -> Path:
-        torch.manual_seed(0)
-        tokenizer = byte_tokenizer()
-        config = AutoConfig.for_model(
-            FAMILIES[architecture].model_type,
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=128,
-            tie_word_embeddings=tied,
-            bos_token_id=256,
-            eos_token_id=256,
-            pad_token_id=None,
-        )
-        model = AutoModelForCausalLM.from_config(config)
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2 and "embed" not in name:
-                parameter.data.mul_(8)  # large enough that blocks, and so what is pruned in them, matter
-        folder = tmp_path_factory.mktemp("model")
-        model.to(getattr(torch, dtype)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
+        changes = {FAMILIES[architecture].count: layers, "tie_word_embeddings": tied}
+        return make_family(tmp_path_factory.mktemp("model"), architecture, dtype=getattr(torch, dtype), **changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_family_model(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """The small model of an architecture as `tiny_models.SMALL` has it, in float32; made once."""
+
+    @cache
+    def make(architecture: str) -> Path:
+        return make_family(tmp_path_factory.mktemp("family"), architecture)
 
     return make
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
-from secateur.pruning.families import FAMILIES, family_of
+from secateur.pruning.families import family_of
 from secateur.pruning.stages import groups_of
 from secateur.pruning.streaming import StreamedModel
 from secateur.recipes import PruneRecipe
@@ -51,7 +51,7 @@ def tokens_of(source: Path, wanted: PruneRecipe) -> Tensor:
     return calibration_set(tokenise(source, text, 257), wanted.calibration).tokens
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
 @pytest.mark.parametrize("batch_tokens", [64, 4096])
 def test_staged_wanda_is_wanda_on_the_inputs_that_linears_really_get(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, batch_tokens: int
@@ -72,7 +72,7 @@ def test_wanda_compares_in_the_layer_if_asked(llama: Path, tmp_path: Path) -> No
     assert len(set(per_row.tolist())) > 1
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen3ForCausalLM"])
 def test_groups_are_the_linears_with_the_same_input(make_model: MakeModel, architecture: str) -> None:
     with checkpoint(make_model(architecture)) as source, torch.no_grad():
         family = family_of(source.headers)

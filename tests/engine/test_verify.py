@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.problems import ProblemError
+from secateur.pruning.families import family_of
 from secateur.pruning.verify import verify
 from tests.engine.runs import checkpoint, prune, recipe
 
@@ -65,12 +66,12 @@ def test_damage_is_found(llama: Path, tmp_path: Path, damage: Damage, told: str)
     removed = {linear["name"]: linear["removed"] for block in result.report["blocks"] for linear in block["linears"]}
     file = tmp_path / "output" / "model.safetensors"
     with checkpoint(llama) as source:
-        assert verify(tmp_path / "output", source, removed, wanted).sparsity == 0.5
+        assert verify(tmp_path / "output", source, family_of(source.headers), removed, wanted).sparsity == 0.5
         weights = {name: tensor.clone() for name, tensor in load_file(file).items()}
         damage(weights)
         save_file(weights, file, metadata={"format": "pt"})
         with pytest.raises(ProblemError, match=told) as caught:
-            verify(tmp_path / "output", source, removed, wanted)
+            verify(tmp_path / "output", source, family_of(source.headers), removed, wanted)
     assert caught.value.code == "verification_failed"
 
 

@@ -24,8 +24,9 @@ CONFIG = {
 def model(*, without: str | None = None, replaced: dict[str, Tensor] | None = None, **changes: Any) -> ModelHeaders:
     """A Llama of two blocks, 24 wide."""
     family = FAMILIES["LlamaForCausalLM"]
-    matrices = [family.embedding, *family.weights(0), *family.weights(1)]
-    vectors = [family.norm, *family.norm_weights(0), *family.norm_weights(1)]
+    inside = [(block, name) for block in ("model.layers.0", "model.layers.1") for name in (*family.linears, *family.norms)]
+    matrices = [family.embedding, *(f"{block}.{name}.weight" for block, name in inside if name in family.linears)]
+    vectors = ["model.norm.weight", *(f"{block}.{name}.weight" for block, name in inside if name in family.norms)]
     tensors = {name: Tensor("BF16", (24, 24), "model.safetensors", 0, 1152) for name in matrices}
     tensors |= {name: Tensor("BF16", (24,), "model.safetensors", 0, 48) for name in vectors}
     kept = {name: tensor for name, tensor in tensors.items() if name != without}
@@ -129,6 +130,30 @@ def test_a_quantised_model_is_refused() -> None:
 def test_weights_that_are_not_those_of_the_config_are_refused(broken: ModelHeaders) -> None:
     with pytest.raises(ProblemError) as caught:
         check(recipe(), broken)
+    assert caught.value.code == "model_file_corrupt"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": "2"},
+        {"num_hidden_layers": True},
+        {"max_position_embeddings": 2**80},
+        {"max_position_embeddings": None},
+    ],
+)
+def test_a_config_without_what_its_family_needs_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ProblemError, match=next(iter(change))) as caught:
+        check(recipe(), model(**change))
+    assert caught.value.code == "model_config_invalid"
+
+
+def test_a_matrix_that_the_family_does_not_have_is_refused() -> None:
+    """It would be left as it is, and nobody would know."""
+    more = {"model.layers.1.mlp.other_proj.weight": Tensor("BF16", (24, 24), "model.safetensors", 0, 1152)}
+    with pytest.raises(ProblemError, match=r"layers\.1\.mlp\.other_proj.*LlamaForCausalLM") as caught:
+        check(recipe(), model(replaced=more))
     assert caught.value.code == "model_file_corrupt"
 
 
