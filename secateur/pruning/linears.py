@@ -46,6 +46,12 @@ def linears_of(model: ModelHeaders, family: Family) -> list[list[Linear]]:
     return found
 
 
+def widths_of(blocks: list[list[Linear]]) -> tuple[int, int]:
+    """The hidden size, which is what the first linear of a block takes, and the widest that any linear takes or gives."""
+    linears = [linear for block in blocks for linear in block]
+    return linears[0].in_features, max(max(linear.out_features, linear.in_features) for linear in linears)
+
+
 def _tensors_by_block(model: ModelHeaders, family: Family) -> dict[int, dict[str, Tensor]]:
     prefix, count = f"{family.blocks}.", block_count(model, family)
     blocks: dict[int, dict[str, Tensor]] = {}

@@ -8,9 +8,7 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,15 +18,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _KEPT_BYTES = 32 << 20
 
 
-def batch_tokens(config: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> int:
+def batch_tokens(hidden: int, widest: int, dtype: torch.dtype, device: torch.device) -> int:
     """Tokens of a micro-batch: the largest power of two up to `MOST_TOKENS` whose intermediate results fit.
 
-    A block holds, at its worst, about eight vectors of the hidden size and three of the intermediate size for each token,
-    and in float32 some of those. `config` is the model's config.json.
+    A block holds, at its worst, about eight vectors of the `hidden` size and three of the `widest` for each token, and in
+    float32 some of those.
     """
-    widths = [config.get("hidden_size"), config.get("intermediate_size")]
-    hidden, middle = (width if isinstance(width, int) else 0 for width in widths)
-    per_token = (8 * hidden + 3 * middle) * (dtype.itemsize + 4)
+    per_token = (8 * hidden + 3 * widest) * (dtype.itemsize + 4)
     tokens = MOST_TOKENS
     while tokens > 1 and tokens * per_token * _SHARE > available(device):
         tokens //= 2

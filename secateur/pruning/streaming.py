@@ -23,6 +23,7 @@ from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
+from secateur.pruning.linears import linears_of, widths_of
 from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
 
@@ -52,8 +53,8 @@ class StreamedModel:
         self._decoder = self.model.get_submodule(family.block_list.rpartition(".")[0])
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.block_list).children())
         self.count = len(self._blocks)
-        self.batch_tokens = batch_tokens(checkpoint.headers.config, dtype, device)
         self.lanes = lanes(device)
+        self.batch_tokens = batch_tokens(*widths_of(linears_of(checkpoint.headers, family)), dtype, device)
         inside = f"{family.block_list}."
         self._outside = {name: empty for name, empty in self.model.state_dict().items() if not name.startswith(inside)}
         self._origins = self._load_outside_blocks()

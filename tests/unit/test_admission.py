@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,3 +172,8 @@ def test_a_gguf_model_is_judged_by_its_texts_alone() -> None:
     check(recipe(sparsity={"pattern": "2:5"}), gguf)
     with pytest.raises(ProblemError):
         check(recipe(calibration={"samples": 4096, "sequence_length": 512}), gguf)
+
+
+def test_the_page_about_families_lists_those_of_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    assert re.findall(r"^\| `(\w+)`", page, re.MULTILINE)[1:] == list(FAMILIES)

@@ -39,7 +39,7 @@ def prune(job: Job[PruneRecipe]) -> Outcome:
     perplexities, measured = _evaluate(job, evaluation) if evaluation else (None, None)
     job.narrator.stage("packaging")
     removed = {linear.name: linear.removed for block in attempt.finished for linear in block.linears}
-    facts = verify(job.output, job.source, removed, job.recipe)
+    facts = verify(job.output, job.source, job.family, removed, job.recipe)
     document = report.compression_report(
         job.recipe, job.source.sha256, facts, blocks=attempt.finished, calibration=calibration, perplexity=perplexities
     )
