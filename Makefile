@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help install mlflow demo up test test-fast state-machine bench-engine bench-memory bench-quality bench-seconds check format openapi constraints clean
+# Not a list of names that all add to: every target without a file's name.
+.PHONY: $(shell grep -oE '^[a-z][a-z-]*:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
 
 help: ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -47,6 +48,9 @@ bench-quality: install ## Perplexity of METHODS at SPARSITIES on the demo model;
 
 bench-seconds: install ## Seconds of METHODS as multiples of Wanda's, on a machine that does nothing else
 	@$(BIN)/python -m benchmarks.seconds --methods "$(METHODS)"
+
+bench-streams: install ## Hold 500 event streams open on one API process (SECONDS=600 for ten minutes)
+	@$(BIN)/python -m benchmarks.streams --seconds $(or $(SECONDS),120)
 
 check: install ## Lint, types, directions of import, containers
 	@$(BIN)/ruff check .

@@ -71,6 +71,9 @@ class WorkerSettings(_Group):
     lease_seconds: float = Field(default=30, gt=0.5, description="How long a silent worker keeps its job.")
     heartbeat_seconds: float = Field(default=2, gt=0.05, description="Between renewals of the lease and looks for a cancel.")
     patience_seconds: float = Field(default=600, ge=0, description="How long a store or hub that is away is tried again.")
+    drain_seconds: float = Field(
+        default=120, ge=0, description="How long a worker that is told to stop goes on, to the end of its block or its job."
+    )
     terminate_seconds: float = Field(default=3, gt=0, description="Between SIGTERM and SIGKILL of a child that must end.")
     max_barren_attempts: int = Field(default=3, ge=1, description="Attempts in a row without a new block, then it fails.")
 

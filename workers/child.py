@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from workers.messages import FINAL, Message
+from workers.messages import DRAIN_SIGNAL, FINAL, Message
 
 _LONGEST_LINE = 64 * 1024 * 1024  # a report of a model with many thousand linears is one line
 
@@ -39,6 +39,10 @@ class ChildLostError(Exception):
         cause = f"was killed by {signal.Signals(-returncode).name}" if returncode < 0 else f"ended with code {returncode}"
         super().__init__(f"the child process {cause} and left no result")
         self.returncode = returncode
+
+
+class ChildDrainedError(Exception):
+    """The child left at the end of its block, because it was asked to."""
 
 
 class ChildProblemError(Exception):
@@ -68,12 +72,15 @@ async def run_child(
     log: Path,
     terminate_seconds: float,
     on_message: Callable[[Message], None],
+    drained: asyncio.Event | None = None,
 ) -> Message:
     """Run `python -m module` on `order`; its result.
 
     The child leads a session of its own; if this coroutine is cancelled, the whole session is ended (SIGTERM, after
-    `terminate_seconds` SIGKILL) before the cancellation goes on. What it prints goes to the file `log`.
-    Raises ChildProblemError if it ends with a problem, ChildLostError if it ends with neither.
+    `terminate_seconds` SIGKILL) before the cancellation goes on. What it prints goes to the file `log`. When `drained` is
+    set, a child that knows DRAIN_SIGNAL is sent it.
+    Raises ChildProblemError if it ends with a problem, ChildDrainedError if it left because it was asked to, ChildLostError
+    if it ends with nothing of that.
     """
     with log.open("ab") as log_file:
         process = await asyncio.create_subprocess_exec(
@@ -81,10 +88,19 @@ async def run_child(
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log_file,
             env=dict(env), start_new_session=True, limit=_LONGEST_LINE,
         )  # fmt: skip
+    asking = asyncio.create_task(_ask_to_leave(process, drained)) if drained else None
     try:
         return await _converse(process, {**order, "parent": os.getpid()}, on_message)
     finally:
+        if asking:
+            asking.cancel()
         await _end(process, terminate_seconds)
+
+
+async def _ask_to_leave(process: asyncio.subprocess.Process, drained: asyncio.Event) -> None:
+    await drained.wait()
+    with suppress(ProcessLookupError):
+        process.send_signal(DRAIN_SIGNAL)
 
 
 async def _converse(
@@ -108,6 +124,8 @@ async def _converse(
     returncode = await process.wait()
     if final is None:
         raise ChildLostError(returncode)
+    if final["type"] == "drained":
+        raise ChildDrainedError
     if final["type"] == "problem":
         raise ChildProblemError(final["problem"])
     return final

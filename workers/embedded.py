@@ -106,7 +106,14 @@ async def serve(state: Path, models: Path | None, host: str, port: int, on_ready
     `port` 0 takes a free one. Raises AlreadyUpError if a service runs on `state`, OSError if the port is taken.
     """
     with _locked(state), socket.create_server((host, port), reuse_port=False) as listener:
-        environ = {**os.environ, "SECATEUR_STATE": str(state), **({"SECATEUR_MODELS_ROOT": str(models)} if models else {})}
+        # A worker that is told to stop has to be done before it is killed.
+        drain = {"SECATEUR_WORKER_DRAIN_SECONDS": f"{STOP_SECONDS / 2:g}"}
+        environ = {
+            **drain,
+            **os.environ,
+            "SECATEUR_STATE": str(state),
+            **({"SECATEUR_MODELS_ROOT": str(models)} if models else {}),
+        }
         broker = None if environ.get("SECATEUR_BROKER_URL") else _broker(state, environ)
         # For what this process itself does with settings; the children are given `environ`.
         os.environ.update(environ)

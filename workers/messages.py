@@ -1,13 +1,15 @@
 """What a child process tells its supervisor: JSON objects, one a line, on what was its standard output.
 
 `{"type": "stage" | "progress" | "log", …}` while it works (the engine's events, as they are), then one
-`{"type": "result", …}` or `{"type": "problem", "problem": {…}}` (a problem document) and the end.
+`{"type": "result", …}`, `{"type": "problem", "problem": {…}}` (a problem document) or `{"type": "drained"}` (it was asked to
+leave, and has left what it finished for the next attempt), and the end.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -19,7 +21,9 @@ from workers.lifeline import die_with_parent
 
 Message = Mapping[str, Any]
 Send = Callable[[Message], None]
-FINAL = frozenset({"result", "problem"})
+FINAL = frozenset({"result", "problem", "drained"})
+DRAIN_SIGNAL = signal.SIGUSR1
+"""Asks a child to leave at the end of its block."""
 
 
 def serve(work: Callable[[Mapping[str, Any], Send], Mapping[str, Any]]) -> int:

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from secateur.recipes import read_recipe
-from workers.messages import Send, serve
+from workers.messages import DRAIN_SIGNAL, Message, Send, serve
 from workers.sandbox import confine
+
+
+def leave_when_drained(send: Send) -> Send:
+    """`send`, but once DRAIN_SIGNAL has come the end of a block is the end of this process.
+
+    What is finished lies on disk by then. The process ends there and does not unwind, for a run that fails tidies up.
+    """
+    drained = threading.Event()
+    signal.signal(DRAIN_SIGNAL, lambda *_: drained.set())
+    stage = ""
+
+    def send_or_leave(message: Message) -> None:
+        nonlocal stage
+        send(message)
+        if message["type"] == "stage":
+            stage = message["stage"]
+        elif message["type"] == "progress" and stage == "pruning" and message["unit"] == "blocks" and drained.is_set():
+            send({"type": "drained"})
+            os._exit(0)
+
+    return send_or_leave
 
 
 def work(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
@@ -32,7 +55,7 @@ def work(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
         output=Path(order["output"]),
         cache=Path(order["cache"]),
         earlier=[Path(folder) for folder in order["earlier"]],
-        on_event=send,
+        on_event=leave_when_drained(send),
     )
     return {
         "metrics": result.metrics,

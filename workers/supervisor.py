@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from enum import Enum, auto
 from functools import partial
@@ -31,13 +31,14 @@ from app.kit.db import Database, moment
 from app.kit.keyring import load_keyring
 from app.settings import Settings
 from secateur.problems import ProblemError
-from workers import drain
-from workers.child import ChildLostError, ChildProblemError, environment, run_child
+from workers import drain, environments, handover
+from workers.child import ChildDrainedError, ChildLostError, ChildProblemError, run_child
 from workers.messages import Message
 from workers.updates import fold
 
 TICK_SECONDS = 0.5
 _AWAY = frozenset({"hub_unavailable", "service_unavailable"})
+_WORTH_FINISHING = frozenset({"pruning", "evaluating", "packaging", "uploading"})
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -100,8 +101,9 @@ class Attempt:
         self._store = store
         self._unwritten: list[Message] = []
         self._renewed_at = time.monotonic()
-        self._pruned = False
-        """Whether the result is there and only has to be stored: a drain waits for that."""
+        self._stage = ""
+        self._drained = asyncio.Event()
+        self._drained_at = 0.0
         self._job_folder = settings.work_folder / job.id
         self._folder = self._job_folder / str(job.attempt)
         self._log_file = settings.state_folder / "logs" / "jobs" / f"{job.id}-{job.attempt}.log"
@@ -115,8 +117,11 @@ class Attempt:
             await self._fail(problem.as_document())
         except LetGoError as let_go:
             await self._let_go(let_go.reason)
+        except ChildDrainedError:
+            await self._let_go(Reason.DRAINED)
         except ChildLostError as lost:
-            await self._lose(lost)
+            # Whoever stops a worker may have signalled all of its processes.
+            await (self._let_go(Reason.DRAINED) if drain.under_way() else self._lose(lost))
         except Exception as unforeseen:
             log.exception("attempt_broke")
             await self._fail(_told(unforeseen).as_document())
@@ -126,24 +131,35 @@ class Attempt:
 
     async def _produce(self) -> dict[str, Any]:
         """Fetch, prune, upload; what `claims.succeed` is to be told."""
-        output, cache = self._folder / "output", self._cache / "perplexity"
-        for folder in (self._folder / "texts", self._folder / "tmp", output, cache, self._log_file.parent):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        order = {"recipe": self._job.recipe, "texts": str(self._folder / "texts")}
-        self._unwritten.append({"type": "stage", "stage": "downloading"})
-        credentials = await self._credentials()
-        fetched = await self._patiently(
-            lambda: self._child("workers.fetcher", {**order, **credentials}, self._fetcher_environment())
-        )
-        folders = {"source": fetched["source"], "output": str(output), "cache": str(cache), "work": str(self._job_folder)}
-        earlier = [str(folder) for folder in self._earlier_outputs()]
-        result = await self._child("workers.runner", {**order, **folders, "earlier": earlier}, self._runner_environment())
-        self._pruned = True
-        self._unwritten.append({"type": "stage", "stage": "uploading"})
+        earlier = self._earlier_attempts()
+        if found := await asyncio.to_thread(handover.find, earlier):
+            folder, result = found
+            self._hear({"type": "log", "level": "info", "message": f"The result of attempt {folder.name} is taken over."})
+        else:
+            folder, result = self._folder, await self._prune(earlier)
+            await asyncio.to_thread(handover.leave, folder, result)
+        self._hear({"type": "stage", "stage": "uploading"})
         files = [_named_plainly(claims.NewArtifact(**file)) for file in result["files"]]
         for file in files:
-            await self._patiently(partial(self._store.put_file, self._job.tenant_id, file.sha256, output / file.name))
+            path = folder / handover.OUTPUT / file.name
+            await self._patiently(partial(self._store.put_file, self._job.tenant_id, file.sha256, path))
         return {"metrics": result["metrics"], "report": result["report"], "artifacts": files}
+
+    async def _prune(self, earlier: Sequence[Path]) -> dict[str, Any]:
+        """Fetch and prune; the runner's result."""
+        output, cache = self._folder / handover.OUTPUT, self._cache / "perplexity"
+        for folder in (self._folder / "texts", self._folder / "tmp", output, cache, self._log_file.parent):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        order: dict[str, Any] = {"recipe": self._job.recipe, "texts": str(self._folder / "texts")}
+        self._hear({"type": "stage", "stage": "downloading"})
+        credentials = await self._credentials()
+        fetched = await self._patiently(
+            lambda: self._child("workers.fetcher", {**order, **credentials}, environments.of_fetcher(self._cache))
+        )
+        folders = {"source": fetched["source"], "output": str(output), "cache": str(cache), "work": str(self._job_folder)}
+        outputs = [str(attempt / handover.OUTPUT) for attempt in earlier]
+        order |= {**folders, "earlier": outputs}
+        return dict(await self._child("workers.runner", order, environments.of_runner(self._folder)))
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` gives, tried again with growing pauses while a store or a hub is away; the lease is kept meanwhile."""
@@ -155,7 +171,7 @@ class Attempt:
                 document = problem.as_document()
                 if document["code"] not in _AWAY or time.monotonic() + pause > deadline:
                     raise
-            self._unwritten.append({"type": "log", "level": "warning", "message": f"{document['detail']}; trying again"})
+            self._hear({"type": "log", "level": "warning", "message": f"{document['detail']}; trying again"})
             await asyncio.sleep(pause)
             pause = min(2 * pause, 60.0)
 
@@ -166,12 +182,18 @@ class Attempt:
             env=env,
             log=self._log_file,
             terminate_seconds=self._settings.worker.terminate_seconds,
-            on_message=self._unwritten.append,
+            on_message=self._hear,
+            drained=self._drained,
         )
 
-    def _earlier_outputs(self) -> list[Path]:
+    def _hear(self, message: Message) -> None:
+        if message["type"] == "stage":
+            self._stage = message["stage"]
+        self._unwritten.append(message)
+
+    def _earlier_attempts(self) -> list[Path]:
         """What earlier attempts left on this file system, newest first: their finished blocks need no second pruning."""
-        candidates = (self._job_folder / str(attempt) / "output" for attempt in range(self._job.attempt - 1, 0, -1))
+        candidates = (self._job_folder / str(attempt) for attempt in range(self._job.attempt - 1, 0, -1))
         return [folder for folder in candidates if folder.is_dir()]
 
     @property
@@ -184,41 +206,36 @@ class Attempt:
             tokens = {name: await secret_of(session, self._job.tenant_id, name, keyring=keyring) for name in SecretName}
         return {"tenant_id": self._job.tenant_id, "tokens": tokens}
 
-    def _fetcher_environment(self) -> dict[str, str]:
-        reached = (
-            "SECATEUR_STATE",
-            "SECATEUR_MODELS_",
-            "SECATEUR_HUB_",
-            "SECATEUR_MLFLOW_",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "NO_PROXY",
-            "SSL_CERT_",
-        )
-        network = {name: value for name, value in os.environ.items() if name.upper().startswith(reached)}
-        return environment({**network, "HF_HOME": str(self._cache / "huggingface")})
-
-    def _runner_environment(self) -> dict[str, str]:
-        offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(self._folder / "huggingface")}
-        # Caches of libraries go where the runner may write.
-        return environment({**offline, "HOME": str(self._folder), "TMPDIR": str(self._folder / "tmp")})
-
     async def _guarded(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, while the lease is kept and nobody wants the job back; raises LetGoError otherwise."""
         task = asyncio.create_task(work)
         try:
             while True:
                 await asyncio.wait({task}, timeout=min(TICK_SECONDS, self._settings.worker.heartbeat_seconds))
+                is_done = task.done()  # before the beat, so that all it has said is written down by then
                 reason = await self._beat()
-                if drain.under_way() and not self._pruned:
-                    reason = reason or Reason.DRAINED
+                if reason is None and not is_done and drain.under_way() and self._may_leave():
+                    reason = Reason.DRAINED
                 if reason is not None:
                     raise LetGoError(reason)
-                if task.done():
+                if is_done:
                     return task.result()
         finally:
             task.cancel()
             await asyncio.wait({task})
+
+    def _may_leave(self) -> bool:
+        """Whether a worker that is told to stop may let go of the attempt now.
+
+        That is before any block was begun, or when the time for a drain is over. Until then the runner is asked to leave at
+        the end of its block; behind the last block the attempt goes on to its end.
+        """
+        if self._stage not in _WORTH_FINISHING:
+            return True
+        if not self._drained.is_set():
+            self._drained_at = time.monotonic()
+            self._drained.set()
+        return time.monotonic() - self._drained_at > self._settings.worker.drain_seconds
 
     async def _beat(self) -> Reason | None:
         """Write down what is new and renew the lease when it is time; why to let go, if there is a reason."""

@@ -107,6 +107,16 @@ def recipe(model: str = "tiny", *, samples: int = 4, method: str = "wanda", **mo
     }
 
 
+def pruned(job: Job) -> int:
+    """How many blocks of the job are pruned, as far as it has told; 0 outside that stage."""
+    return job.progress.done if job.stage == "pruning" and job.progress else 0
+
+
+def weights_of(job: Job) -> dict[str, str]:
+    """The digests of the job's weights; its report and card tell how long it took."""
+    return {file.name: file.sha256 for file in job.artifacts if file.name.endswith(".safetensors")}
+
+
 def children_of(pid: int) -> list[int]:
     """The direct children of a process."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

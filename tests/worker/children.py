@@ -12,6 +12,7 @@ from typing import Any
 
 from secateur.problems import ProblemError
 from workers.messages import Send, serve
+from workers.runner import leave_when_drained
 
 
 def behave(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
@@ -26,6 +27,12 @@ def behave(order: Mapping[str, Any], send: Send) -> Mapping[str, Any]:
             raise ZeroDivisionError("unforeseen")
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "leave":
+            leave = leave_when_drained(send)
+            leave({"type": "stage", "stage": "pruning"})
+            for done in range(1, 600):
+                time.sleep(0.1)
+                leave({"type": "progress", "done": done, "total": 600, "unit": "blocks", "eta_seconds": 1.0})
         case "hang":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             grandchild = subprocess.Popen(["sleep", "600"])

@@ -19,7 +19,7 @@ from app.kit.db import Database
 from app.settings import Settings
 from secateur.problems import ProblemError
 from tests.api.jobs import make_job, make_tenant
-from workers import drain, supervisor
+from workers import drain, handover, supervisor
 from workers.child import ChildLostError
 from workers.supervisor import Attempt
 
@@ -158,8 +158,39 @@ async def test_drain_requeues_a_job_in_the_middle_and_keeps_what_it_finished(
 
 async def test_drain_while_storing_waits_for_the_store(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     scene.store.absences = 1
-    monkeypatch.setattr(drain, "under_way", lambda: scene.store.absences == 0 and scene.attempt._pruned)
+    monkeypatch.setattr(drain, "under_way", lambda: scene.attempt._stage == "uploading")
     assert (await scene.end()).status == "succeeded"
+
+
+async def test_drain_has_an_end_even_if_the_store_has_none(
+    scene: Scene, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.store.absences = 100
+    monkeypatch.setitem(settings.worker.__dict__, "drain_seconds", 0.3)
+    monkeypatch.setattr(drain, "under_way", lambda: scene.attempt._stage == "uploading")
+    assert (await scene.end()).status == "queued"
+
+
+async def test_result_of_an_attempt_that_was_lost_while_storing_is_stored_by_the_next(scene: Scene) -> None:
+    lost = scene.folder / str(scene.job.attempt)
+    (lost / "output").mkdir(parents=True)
+    (lost / "output" / "model.safetensors").write_bytes(CONTENT)
+    handover.leave(lost, {"metrics": {"sparsity": 0.5}, "report": {}, "files": [scene.file]})
+    scene.job.attempt += 1
+    async with scene.database.write() as session:
+        (await session.get_one(Job, scene.job.id)).attempt += 1
+    scene.raised = AssertionError("nothing is pruned again")
+    assert (await scene.end()).status == "succeeded"
+    assert await scene.store.exists(scene.job.tenant_id, SHA256)
+
+
+@pytest.mark.parametrize("damage", [b"other bytes", None])
+async def test_damaged_result_is_not_taken_over(tmp_path: Path, scene: Scene, damage: bytes | None) -> None:
+    (tmp_path / "output").mkdir()
+    handover.leave(tmp_path, {"files": [scene.file]})
+    if damage:
+        (tmp_path / "output" / "model.safetensors").write_bytes(damage)
+    assert handover.find([tmp_path / "nowhere", tmp_path]) is None
 
 
 async def test_cancel_beats_a_result_that_comes_too_late(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

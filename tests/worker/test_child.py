@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from workers.child import ChildLostError, ChildProblemError, environment, run_child
+from workers.child import ChildDrainedError, ChildLostError, ChildProblemError, environment, run_child
 from workers.messages import Message
 
 
-async def run(behaviour: str, log: Path, heard: list[Message] | None = None, **env: str) -> Message:
+async def run(
+    behaviour: str, log: Path, heard: list[Message] | None = None, drained: asyncio.Event | None = None, **env: str
+) -> Message:
     return await run_child(
         "tests.worker.children",
         {"behaviour": behaviour},
@@ -26,6 +28,7 @@ async def run(behaviour: str, log: Path, heard: list[Message] | None = None, **e
         log=log,
         terminate_seconds=0.3,
         on_message=(heard if heard is not None else []).append,
+        drained=drained,
     )
 
 
@@ -71,6 +74,19 @@ async def test_unforeseen_exception_is_named_and_its_traceback_is_in_the_log(tmp
         await run("break", tmp_path / "log")
     assert caught.value.as_document()["code"] == "internal_error"
     assert "ZeroDivisionError: unforeseen" in (tmp_path / "log").read_text()
+
+
+async def test_child_that_is_drained_leaves_at_the_end_of_its_block(tmp_path: Path) -> None:
+    heard: list[Message] = []
+    drained = asyncio.Event()
+    running = asyncio.create_task(run("leave", tmp_path / "log", heard, drained))
+    await eventually(lambda: len(heard) > 4)
+    drained.set()
+    before = heard[-1]["done"]
+    with pytest.raises(ChildDrainedError):
+        await asyncio.wait_for(running, 5)
+    assert heard[-1]["type"] == "progress"
+    assert heard[-1]["done"] >= before + 1
 
 
 async def test_killed_child_is_lost_and_the_signal_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,70 @@
+"""A worker that was stopped past its lease and wakes up again can write nothing: the job is another's by then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.service.conftest import Service, command_line, descendants_of, pruned, recipe, weights_of
+
+
+@contextmanager
+def second_worker(service: Service) -> Iterator[None]:
+    """Another worker of the same service."""
+    pairs = Path(f"/proc/{service.pid_of('workers.celery_app')}/environ").read_text().split("\0")
+    environment = dict(pair.split("=", 1) for pair in pairs if pair)
+    options = ["-P", "prefork", "-c", "1", "-Q", "default", "-n", "second@%h", "--without-gossip", "--without-mingle"]
+    command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker", *options]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def runners(pid: int) -> list[int]:
+    return [child for child in descendants_of(pid) if "workers.runner" in command_line(child)]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("stopped", ["supervisor", "supervisor and runner"])
+def test_zombie_writes_nothing(service: Service, stopped: str) -> None:
+    undisturbed = service.finish(service.client.jobs.create(recipe("slow", samples=128)).id)
+    job = service.client.jobs.create(recipe("slow", samples=128))
+    service.wait(job.id, lambda job: pruned(job) >= 2)
+    first = service.pid_of("workers.celery_app")
+    (runner,) = runners(first)
+    supervisor = parent_of(runner)
+    frozen = [supervisor, runner] if stopped == "supervisor and runner" else [supervisor]
+    for pid in frozen:
+        os.kill(pid, signal.SIGSTOP)
+    with second_worker(service):
+        try:
+            service.wait(job.id, lambda job: job.attempt == 2 and pruned(job) >= 3)
+        finally:
+            for pid in reversed(frozen):
+                os.kill(pid, signal.SIGCONT)
+        deadline = time.monotonic() + 15
+        while command_line(runner):  # the zombie sees that the job is not its own, and ends its child
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ended = service.finish(job.id)
+    assert (ended.status, ended.attempt) == ("succeeded", 2)
+    events = list(service.client.jobs.events(job.id))
+    statuses = [event.seq for event in events if event.type == "status"]
+    assert len(statuses) == 5  # queued, running, queued, running, succeeded
+    done = [event.data["done"] for event in events if event.type == "progress" and event.seq > statuses[3]]
+    assert done == sorted(set(done))  # nobody but the second attempt tells how far it is
+    assert weights_of(ended) == weights_of(undisturbed)
