@@ -179,7 +179,7 @@ async def running_jobs(database: Database, count: int) -> list[Job]:
         await make_job(database, tenant)
         async with database.write() as session:
             day = timedelta(days=1)
-            claimed.append(await claims.claim(session, queues=["default"], worker="w", lease=day, at=clock.now()))
+            claimed.append(await claims.claim(session, queues=["cpu"], worker="w", lease=day, at=clock.now()))
     return [job for job in claimed if job is not None]
 
 

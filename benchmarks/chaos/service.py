@@ -184,7 +184,7 @@ def _assemble(folder: Path, state: Path, *, disk: bool, line: Line, resources: E
 
 
 def _worker(name: str) -> tuple[str, ...]:
-    options = ("-P", "prefork", "-c", "1", "-Q", "default", "-n", f"{name}@%h")
+    options = ("-P", "prefork", "-c", "1", "-n", f"{name}@%h")
     return python("celery", "-A", "workers.celery_app", "worker", *options, "--without-gossip", "--without-mingle")
 
 

@@ -22,7 +22,7 @@ def second_worker(service: Service) -> Iterator[None]:
     """Another worker of the same service."""
     pairs = Path(f"/proc/{service.pid_of('workers.celery_app')}/environ").read_text().split("\0")
     environment = dict(pair.split("=", 1) for pair in pairs if pair)
-    options = ["-P", "prefork", "-c", "1", "-Q", "default", "-n", "second@%h", "--without-gossip", "--without-mingle"]
+    options = ["-P", "prefork", "-c", "1", "-n", "second@%h", "--without-gossip", "--without-mingle"]
     command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker", *options]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
