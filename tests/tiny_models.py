@@ -22,6 +22,20 @@ _USUAL = {
 }
 _GEMMA = _USUAL | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 16}
 _GPT = {"n_embd": 32, "n_inner": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_DEEPSEEK = _USUAL | {
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
 # Small, but with what makes each family what it is: layers that slide, heads that share, embeddings of another width.
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "LlamaForCausalLM": _USUAL,
@@ -54,6 +68,18 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "GPTJForCausalLM": _GPT | {"rotary_dim": 4},
     "BloomForCausalLM": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "MptForCausalLM": {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 128},
+    "MixtralForCausalLM": _USUAL | {"num_hidden_layers": 2, "num_local_experts": 4},
+    "Qwen3MoeForCausalLM": _USUAL
+    | {
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "mlp_only_layers": [0],
+    },
+    "DeepseekV2ForCausalLM": _DEEPSEEK | {"topk_method": "greedy"},
+    "DeepseekV3ForCausalLM": _DEEPSEEK | {"n_group": 2, "topk_group": 1},
 }
 
 

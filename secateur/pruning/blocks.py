@@ -12,6 +12,7 @@ from secateur.problems import ProblemError
 from secateur.pruning.allocation import uniform
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
+from secateur.pruning.experts import fewest_tokens
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family
@@ -164,7 +165,10 @@ class _BlockPruner:
         """Prune `weights`, (out_features, in_features) each."""
         started = time.monotonic()
         targets = [self._targets[linear.name] for linear in linears]
-        decided = self._group_pruner.prune(weights, targets, observed, self._guard, place)
+        if observed and linears[0].routed and observed.tokens < fewest_tokens(linears[0].in_features, self._observes):
+            decided = self._group_pruner.prune_by_weight_alone(weights, targets, observed.tokens, self._guard, place)
+        else:
+            decided = self._group_pruner.prune(weights, targets, observed, self._guard, place)
         seconds, rows = time.monotonic() - started, sum(len(weight) for weight in weights)
         for linear, target, each in zip(linears, targets, decided.pruned, strict=True):
             self._pruned[linear.name] = _turned(linear, each.weight)

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
+from secateur.pruning.families import EXACT
 from secateur.pruning.headers import CONFIG, ELEMENT_BYTES, FLOATS, INDEX, SINGLE, ModelHeaders, read_header
+from secateur.pruning.headers import Tensor as Header
 
 DTYPES: Mapping[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 FORMAT_NAMES: Mapping[torch.dtype, str] = {
@@ -63,7 +65,8 @@ class Checkpoint:
         return name in self.headers.tensors
 
     def read(self, name: str, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-        """A tensor by name, floats cast to `dtype`. Raises ProblemError `model_file_corrupt` if the file was cut short."""
+        """A tensor by name, cast to `dtype` if it `is_cast`. Raises ProblemError `model_file_corrupt` if the file was cut
+        short."""
         header = self.headers.tensors[name]
         to_gpu = device is not None and device.type == "cuda"
         raw = torch.empty(header.end - header.start, dtype=torch.uint8, pin_memory=to_gpu)
@@ -78,7 +81,7 @@ class Checkpoint:
         tensor = raw.view(_OF_FORMAT[header.dtype]).view(header.shape)
         if to_gpu:
             tensor = tensor.to(device, non_blocking=True)
-        return tensor.to(device=device, dtype=dtype if header.dtype in FLOATS else None)
+        return tensor.to(device=device, dtype=dtype if is_cast(name, header) else None)
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask the system to read these tensors ahead, where it takes such advice."""
@@ -91,6 +94,11 @@ class Checkpoint:
         if name not in self._files:
             self._files[name] = (self.folder / name).open("rb", buffering=0)
         return self._files[name]
+
+
+def is_cast(name: str, tensor: Header) -> bool:
+    """Whether a tensor takes the dtype that is asked for: floats do, but for the few that must stay exact."""
+    return tensor.dtype in FLOATS and not name.endswith(EXACT)
 
 
 def open_shard(path: Path) -> Checkpoint:

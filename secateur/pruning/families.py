@@ -13,10 +13,14 @@ from secateur.pruning.headers import CONFIG, ModelHeaders
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+_EXPERTS = tuple(f"mlp.experts.*.{linear}" for linear in ("gate_proj", "up_proj", "down_proj"))
+_SHARED_EXPERTS = tuple(f"mlp.shared_experts.{linear}" for linear in ("gate_proj", "up_proj", "down_proj"))
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _FOUR_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _GPT = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+# Tensors that transformers keeps in their dtype whatever the model's is: rounded, they would choose other experts.
+EXACT = ("e_score_correction_bias",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,17 @@ class Family:
         for theirs, ours in self.renamed:
             tensor = tensor.replace(theirs, ours)
         return f"{self.base}.{tensor}" if self.bare and tensor != self.head else tensor
+
+
+def _deepseek(architecture: str, model_type: str) -> Family:
+    return Family(
+        architecture,
+        model_type,
+        linears=("self_attn.kv_a_proj_with_mqa", "self_attn.kv_b_proj", "self_attn.o_proj"),
+        optional=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", *_MLP, *_SHARED_EXPERTS, *_EXPERTS),
+        dense=("mlp.gate",),
+        norms=(*_NORMS, "self_attn.kv_a_layernorm"),
+    )
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -169,6 +184,29 @@ FAMILIES: Mapping[str, Family] = {
             count="n_layers",
             positions="max_seq_len",
         ),
+        Family(
+            "MixtralForCausalLM",
+            "mixtral",
+            linears=_ATTENTION,
+            optional=tuple(f"block_sparse_moe.experts.*.{linear}" for linear in ("w1", "w3", "w2")),
+            dense=("block_sparse_moe.gate",),
+            renamed=(
+                (".block_sparse_moe.", ".mlp."),
+                (".w1.", ".gate_proj."),
+                (".w3.", ".up_proj."),
+                (".w2.", ".down_proj."),
+            ),
+        ),
+        Family(
+            "Qwen3MoeForCausalLM",
+            "qwen3_moe",
+            linears=_ATTENTION,
+            optional=(*_MLP, *_EXPERTS),
+            dense=("mlp.gate",),
+            norms=(*_NORMS, *_QK_NORMS),
+        ),
+        _deepseek("DeepseekV2ForCausalLM", "deepseek_v2"),
+        _deepseek("DeepseekV3ForCausalLM", "deepseek_v3"),
     )
 }
 

@@ -14,6 +14,7 @@ from secateur.pruning.facts import Choice
 from secateur.pruning.guard import Guard
 from secateur.pruning.lanes import Lanes
 from secateur.pruning.methods import Method, Pruned
+from secateur.pruning.methods.magnitude import MagnitudeMethod
 from secateur.pruning.registry import METHODS
 from secateur.pruning.statistics import InputSample, Statistics, observe
 
@@ -26,6 +27,11 @@ class Observed:
 
     statistics: Statistics
     sample: InputSample | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many there were."""
+        return self.statistics.count
 
     def add(self, inputs: Sequence[Tensor], lanes: Lanes) -> None:
         """Take in all `inputs`, (…, in_features) each."""
@@ -80,6 +86,20 @@ class GroupPruner:
             return self._guarded(task, guard, place)
         made = self._compensated(task, first.prune(weights, targets, task.prepared))
         place(made)
+        return Decided(made)
+
+    def prune_by_weight_alone(
+        self, weights: Sequence[Tensor], targets: Sequence[Target], tokens: int, guard: Guard | None, place: Place
+    ) -> Decided:
+        """What becomes of an expert that saw so few `tokens` that they say little: magnitude, row by row, and no more."""
+        method = MagnitudeMethod(recipes.Magnitude(name="magnitude", comparison="row"))
+        made = [
+            replace(each, fallbacks=(f"by_weight_alone:tokens={tokens}",)) for each in method.prune(weights, targets, None)
+        ]
+        if guard:
+            guard.choose([("magnitude", made)], place)  # there is no choice, but the held-out sequences have to go on
+        else:
+            place(made)
         return Decided(made)
 
     def _guarded(self, task: _Task, guard: Guard, place: Place) -> Decided:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
@@ -20,7 +21,8 @@ class Linear:
     """A linear that is pruned.
 
     `module`: its name below the block that runs, such as `self_attn.q_proj`. `name`: that of its weight in the checkpoint,
-    where it is stored (in_features, out_features) if it is `transposed`.
+    where it is stored (in_features, out_features) if it is `transposed`. `routed`: of an expert, which sees only the tokens
+    that its router sends it.
     """
 
     module: str
@@ -28,6 +30,7 @@ class Linear:
     out_features: int
     in_features: int
     transposed: bool = False
+    routed: bool = False
 
 
 def linears_of(model: ModelHeaders, family: Family) -> list[list[Linear]]:
@@ -81,14 +84,24 @@ def _linears_of_block(family: Family, block: str, tensors: Mapping[str, Tensor])
                 found.append((order[pattern], numbers, _linear(family, block, module, tensors[name])))
             elif pattern not in family.dense:
                 _corrupt(f"The matrix '{block}.{name[:200]}' is none that a {family.architecture} has.")
+    _check_experts(family, block, found)
     return [linear for *_, linear in sorted(found, key=lambda each: each[:2])]
+
+
+def _check_experts(family: Family, block: str, found: list[tuple[int, list[int], Linear]]) -> None:
+    """Experts are counted from nought, and each has all of the family's linears."""
+    routed = Counter(number for _, numbers, _ in found for number in numbers)
+    each = sum("*" in pattern for pattern in family.optional)
+    if routed and routed != dict.fromkeys(range(len(routed)), each):
+        odd = next((number for number in range(len(routed)) if routed[number] != each), max(routed))
+        _corrupt(f"Expert {odd} of '{block}' has not each of its {each} matrices, or experts are not counted without gaps.")
 
 
 def _linear(family: Family, block: str, module: str, tensor: Tensor) -> Linear:
     name = f"{block}.{module}.weight"
     out_features, in_features = require(tensor, name, rank=2).shape[:: -1 if family.transposed else 1]
     inside = family.parameter(name).removeprefix(f"{family.parameter(block)}.").removesuffix(".weight")
-    return Linear(inside, name, out_features, in_features, family.transposed)
+    return Linear(inside, name, out_features, in_features, family.transposed, routed=bool(_NUMBER.search(module)))
 
 
 def require(tensor: Tensor | None, name: str, *, rank: int) -> Tensor:

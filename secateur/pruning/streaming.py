@@ -21,6 +21,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
+from secateur.pruning.experts import separate_experts
 from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
 from secateur.pruning.linears import linears_of, widths_of
@@ -242,6 +243,9 @@ def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> 
                 parent, _, leaf = name.rpartition(".")
                 model.get_submodule(parent).register_buffer(leaf, torch.empty_like(buffer, device=device), persistent=False)
             model.initialize_weights()
+            separate_experts(model)
+        except ProblemError:
+            raise
         except Exception as error:  # config.json is hostile input, and transformers raises what it likes
             raise ProblemError(
                 "model_config_invalid", f"No model can be made from config.json: {type(error).__name__}: {error}"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
-from secateur.pruning.checkpoint import DTYPES, FORMAT_NAMES, Checkpoint
+from secateur.pruning.checkpoint import DTYPES, FORMAT_NAMES, Checkpoint, is_cast
 from secateur.pruning.families import Family
-from secateur.pruning.headers import FLOATS, read_model
+from secateur.pruning.headers import read_model
 from secateur.pruning.linears import linears_of
 from secateur.pruning.methods import BITS
 from secateur.recipes import PruneRecipe
@@ -51,7 +51,7 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
     with Checkpoint(folder, headers) as written:
         for name, expected in source.headers.tensors.items():
             found = headers.tensors[name]
-            wanted = FORMAT_NAMES[dtype] if expected.dtype in FLOATS else expected.dtype
+            wanted = FORMAT_NAMES[dtype] if is_cast(name, expected) else expected.dtype
             if (found.dtype, found.shape) != (wanted, expected.shape):
                 _fail(f"'{name}' is {found.dtype} {found.shape}, not {wanted} {expected.shape}")
             if name in removed:

@@ -177,3 +177,18 @@ def test_a_gguf_model_is_judged_by_its_texts_alone() -> None:
 def test_the_page_about_families_lists_those_of_the_table() -> None:
     page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
     assert re.findall(r"^\| `(\w+)`", page, re.MULTILINE)[1:] == list(FAMILIES)
+
+
+@pytest.mark.parametrize("lost", ["experts.1.w2", "experts.0.w1"])
+def test_an_expert_that_lacks_a_matrix_is_refused(lost: str) -> None:
+    family = FAMILIES["MixtralForCausalLM"]
+    experts = [f"block_sparse_moe.experts.{expert}.{name}" for expert in range(2) for name in ("w1", "w2", "w3")]
+    named = [*family.linears, "block_sparse_moe.gate", *(name for name in experts if not name.endswith(lost))]
+    blocks = {f"model.layers.{block}.{name}.weight": (24, 24) for block in range(2) for name in named}
+    norms = {f"model.layers.{block}.{name}.weight": (24,) for block in range(2) for name in family.norms}
+    shapes = blocks | norms | {family.embedding: (24, 24), "model.norm.weight": (24,)}
+    tensors = {name: Tensor("BF16", shape, "model.safetensors", 0, 0) for name, shape in shapes.items()}
+    config = CONFIG | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    with pytest.raises(ProblemError, match="Expert") as caught:
+        check(recipe(), ModelHeaders("safetensors", config, tensors))
+    assert caught.value.code == "model_file_corrupt"
