@@ -53,6 +53,7 @@ _ROWS = (
     Kind("integration_failed", 502, "The other side failed or did not answer", retryable=True),
     # Models
     Kind("model_not_found", 404, "The model was not found"),
+    Kind("model_gone", 410, "The model's files are no longer kept"),
     Kind("model_gated", 403, "The model is gated and the hub token does not open it"),
     Kind("hub_token_refused", 403, "The hub refused the token"),
     Kind("hub_unavailable", 503, "The hub does not answer", retryable=True),

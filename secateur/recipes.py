@@ -36,23 +36,27 @@ _MODEL_ID = r"^([A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)*|models:/[A-Za-z0-9][\
 
 
 class Model(_Part):
-    """A job's model: a folder under the models root (`local`), a repository of the hub (`hub`), or a version in the registry
-    of the installation's MLflow server (`mlflow`)."""
+    """A job's model: a folder under the models root (`local`), a repository of the hub (`hub`), a version in the registry of
+    the installation's MLflow server (`mlflow`), or what an earlier job made (`artifact`)."""
 
-    source: Literal["local", "hub", "mlflow"]
+    source: Literal["local", "hub", "mlflow", "artifact"]
     id: Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=_MODEL_ID)] = Field(
-        description="A folder below the models root, `owner/name`, or `models:/name/version` or `models:/name@alias`.",
+        description="A folder below the models root; `owner/name`; `models:/name/version` or `models:/name@alias`; the id "
+        "of a job that made a model, or that model's `repository`.",
         examples=["smollm2-135m"],
     )
     revision: Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[\w.\-/]+$")] | None = Field(
         default=None,
-        description="Hub: a branch, tag or commit, resolved to a commit when the job is accepted. MLflow: filled in.",
+        description="Hub: a branch, tag or commit, resolved to a commit when the job is accepted. Artifact: the job that "
+        "made it, by default the repository's newest. MLflow: filled in.",
     )
 
     @model_validator(mode="after")
     def _fits_its_source(self) -> Self:
         if self.source == "local" and self.revision is not None:
             raise PydanticCustomError("model_revision", "a local model has no revision; leave it out")
+        if self.source == "artifact" and "/" not in self.id and self.revision is not None:
+            raise PydanticCustomError("model_revision", "a model that is named by its job has no revision; leave it out")
         if (self.source == "mlflow") != self.id.startswith("models:/"):
             raise PydanticCustomError("model_id", "a model of mlflow, and no other, is 'models:/name/version'")
         return self

@@ -16,10 +16,15 @@ from workers.messages import Send, serve
 
 
 def fetch(order: Mapping[str, Any], _send: Send) -> Mapping[str, Any]:
-    """Bring the model of the order's `recipe`, and the texts into the folder `texts`; where the model is."""
+    """Bring the model of the order's `recipe`, unless it is here (`source`), and the texts into the folder `texts`.
+
+    Returns where the model is.
+    """
     settings = Settings()
     recipe = read_recipe(order["recipe"])
-    source = fetch_model(recipe.model, tenant_id=order["tenant_id"], tokens=order["tokens"], settings=settings)
+    source = order["source"] or fetch_model(
+        recipe.model, tenant_id=order["tenant_id"], tokens=order["tokens"], settings=settings
+    )
     fetch_texts(
         recipe, into=Path(order["texts"]), token=order["tokens"].get(SecretName.HUB_TOKEN), endpoint=settings.hub.endpoint
     )

@@ -29,8 +29,10 @@ from app.jobs.repository import finished_among
 from app.jobs.states import TERMINAL, Status
 from app.kit.db import Database, moment
 from app.kit.keyring import load_keyring
+from app.models import artifact
 from app.settings import Settings
 from secateur.problems import ProblemError
+from secateur.recipes import read_recipe
 from workers import drain, environments, handover
 from workers.child import ChildDrainedError, ChildLostError, ChildProblemError, run_child
 from workers.messages import Message
@@ -62,7 +64,7 @@ async def work_once(settings: Settings) -> bool:
     """Claim the best queued job of this worker's queues and see it through; False if there was none."""
     database = Database(settings.database_url, pooled=False)
     try:
-        await sweep(settings.work_folder, database)
+        await sweep(settings, database)
         async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
             async with database.write() as session:
                 job = await claims.claim(
@@ -81,14 +83,21 @@ async def work_once(settings: Settings) -> bool:
         await database.close()
 
 
-async def sweep(work_folder: Path, database: Database) -> None:
-    """Remove what is left of jobs that have ended: their worker was killed before it could."""
-    job_ids = await asyncio.to_thread(lambda: [folder.name for folder in work_folder.glob("job_*")])
-    if job_ids:
-        async with database.read() as session:
-            ended = await finished_among(session, job_ids)
-        for job_id in ended:
-            await asyncio.to_thread(shutil.rmtree, work_folder / job_id, ignore_errors=True)
+async def sweep(settings: Settings, database: Database) -> None:
+    """Remove what is left of jobs that have ended (their worker was killed before it could), and models that are gone."""
+    worked = await _folders(settings.work_folder, "job_*")
+    models = await _folders(settings.cache_folder, "*/artifact/job_*")
+    if not (worked or models):
+        return
+    async with database.read() as session:
+        ended = await finished_among(session, list(worked))
+        gone = await artifact.unneeded(session, list(models))
+    for folder in [*(worked[job_id] for job_id in ended), *(models[job_id] for job_id in gone)]:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _folders(root: Path, pattern: str) -> dict[str, Path]:
+    return await asyncio.to_thread(lambda: {folder.name: folder for folder in root.glob(pattern)})
 
 
 class Attempt:
@@ -152,7 +161,7 @@ class Attempt:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         order: dict[str, Any] = {"recipe": self._job.recipe, "texts": str(self._folder / "texts")}
         self._hear({"type": "stage", "stage": "downloading"})
-        credentials = await self._credentials()
+        credentials = await self._credentials() | {"source": await self._made_model()}
         fetched = await self._patiently(
             lambda: self._child("workers.fetcher", {**order, **credentials}, environments.of_fetcher(self._cache))
         )
@@ -160,6 +169,23 @@ class Attempt:
         outputs = [str(attempt / handover.OUTPUT) for attempt in earlier]
         order |= {**folders, "earlier": outputs}
         return dict(await self._child("workers.runner", order, environments.of_runner(self._folder)))
+
+    async def _made_model(self) -> str | None:
+        """The folder of a model that an earlier job made, brought from the store; None for one that the fetcher brings."""
+        model, tenant_id = read_recipe(self._job.recipe).model, self._job.tenant_id
+        if model.source != "artifact":
+            return None
+        async with self._database.read() as session:
+            snapshot = await artifact.find(session, tenant_id, model)
+        bring = partial(
+            artifact.fetch,
+            snapshot,
+            self._store,
+            tenant_id=tenant_id,
+            scratch=self._folder / "source",
+            settings=self._settings,
+        )
+        return str(await self._patiently(bring))
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
         """What `work` gives, tried again with growing pauses while a store or a hub is away; the lease is kept meanwhile."""

@@ -20,8 +20,8 @@ from secateur.problems import ProblemError
 class LocalStore(Store):
     """A store in one folder of one file system.
 
-    Files are copied in, never hard-linked: a link would share its bytes with a file in the folder of an attempt, which a
-    process that outlived its lease may still hold open for writing.
+    Files that come in are copied, never hard-linked: a link would share its bytes with a file in the folder of an attempt,
+    which a process that outlived its lease may still hold open for writing.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,6 +42,13 @@ class LocalStore(Store):
                 while remaining > 0 and (piece := await asyncio.to_thread(blob.read, min(CHUNK_BYTES, remaining))):
                     remaining -= len(piece)
                     yield piece
+
+    async def link(self, tenant_id: str, sha256: str, path: Path) -> bool:
+        try:
+            await asyncio.to_thread(path.hardlink_to, self._blob(tenant_id, sha256))
+        except OSError:  # another file system, one without links, or no such blob: reading tells
+            return False
+        return True
 
     async def exists(self, tenant_id: str, sha256: str) -> bool:
         return await asyncio.to_thread(self._blob(tenant_id, sha256).is_file)

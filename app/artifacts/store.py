@@ -41,6 +41,11 @@ class Store(ABC):
         Raises `service_unavailable`, at the first piece, if the blob is not there.
         """
 
+    async def link(self, tenant_id: str, sha256: str, path: Path) -> bool:
+        """Make `path` a second name of the blob, which nobody may write to; False where that cannot be done."""
+        del tenant_id, sha256, path
+        return False
+
     @abstractmethod
     async def exists(self, tenant_id: str, sha256: str) -> bool:
         """Whether the blob is there."""

@@ -28,7 +28,8 @@ from app.kit import clock, sse
 from app.kit.errors import declare
 from app.kit.pagination import cut, read_cursor
 from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
-from app.models import sources
+from app.models import artifact, sources
+from app.models.artifact import Made
 from app.parts import Parts, PartsDep
 from secateur.problems import ProblemError, at
 from secateur.recipes import Recipe
@@ -46,8 +47,8 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute
 _ADMISSION = (
     "bad_request", "body_too_large", "forbidden", "service_unavailable", "validation_error", "idempotency_key_reused",
     "idempotency_key_in_flight",
-    "model_not_found", "model_gated", "hub_token_refused", "hub_unavailable", "mlflow_token_refused", "mlflow_unavailable",
-     "model_not_safetensors", "model_file_corrupt",
+    "model_not_found", "model_gone", "job_not_finished", "model_gated", "hub_token_refused", "hub_unavailable",
+    "mlflow_token_refused", "mlflow_unavailable", "model_not_safetensors", "model_file_corrupt",
     "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
     "integration_unavailable", "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short",
     "dataset_unavailable", "too_large_for_workers",
@@ -119,9 +120,18 @@ async def _admit(parts: Parts, caller: Caller, recipe: Recipe) -> tuple[Recipe, 
         raise at("/schedule/priority", "forbidden", "a priority above 0 passes other tenants by: the API key lacks admin")
     async with parts.database.read() as session:
         tokens = {name: await secret_of(session, caller.tenant.id, name, keyring=parts.keyring) for name in SecretName}
+        made = await _made(session, parts, caller, recipe)
     settled = registry.settle(recipe, parts.settings)
-    admitted = await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings)
+    admitted = await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings, made=made)
     return admitted.recipe, routing.queue_for(admitted.memory, parts.settings.jobs.queues)
+
+
+async def _made(session: AsyncSession, parts: Parts, caller: Caller, recipe: Recipe) -> Made | None:
+    """The model, if it is one that a job made."""
+    if recipe.model.source != "artifact":
+        return None
+    snapshot = await artifact.find(session, caller.tenant.id, recipe.model)
+    return Made(snapshot, caller.tenant.id, parts.store, asyncio.get_running_loop())
 
 
 async def _queue(

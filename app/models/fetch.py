@@ -13,7 +13,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from app.accounts.secrets import SecretName
-from app.models import hub, local
+from app.models import artifact, hub, local
 from app.models.hub import Hub, HubFile, Snapshot, hub_problems, room_problems
 from app.models.mlflow import Mlflow
 from app.settings import Settings
@@ -51,6 +51,8 @@ def cached(model: Model, *, tenant_id: str, settings: Settings) -> bool:
 
 
 def _folder_of(model: Model, tenant_id: str, settings: Settings) -> Path:
+    if model.source == "artifact":
+        return artifact.folder_of(str(model.revision), tenant_id=tenant_id, settings=settings)
     if model.revision is None or not hub.is_commit(model.revision):
         raise at("/model/revision", "model_not_found", "The revision was not resolved to a commit.")
     return settings.cache_folder / tenant_id / model.source / model.id.replace("/", "--").replace(":", "") / model.revision

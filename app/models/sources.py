@@ -13,6 +13,7 @@ from pathlib import Path
 from app.accounts.models import Tenant
 from app.accounts.secrets import SecretName
 from app.models import hub, local, mlflow, parsing
+from app.models.artifact import Made
 from app.models.fetch import Tokens, cached
 from app.models.hub import Hub, Reader, Snapshot
 from app.models.mlflow import Mlflow
@@ -35,8 +36,8 @@ class Admitted:
     memory: int
 
 
-async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings) -> Admitted:
-    """The recipe as it can be queued: a hub revision is resolved to a commit, an MLflow alias to a version.
+async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings, made: Made | None = None) -> Admitted:
+    """The recipe as it can be queued: a hub revision is resolved to a commit, an MLflow alias to a version, `made` to a job.
 
     Only config and headers are read. Raises ProblemError, each with a pointer into the recipe: those of `app.models.local`,
     `app.models.hub`, `app.models.mlflow` and `secateur.pruning.admission`, and `model_too_large_for_disk`.
@@ -45,6 +46,10 @@ async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Set
         if not tenant.reads_local_models:
             raise local.not_found(recipe.model.id)
         return await asyncio.to_thread(_admit_local, recipe, settings)
+    if made is not None:
+        return await asyncio.get_running_loop().run_in_executor(
+            _remote_threads, _admit_snapshot, recipe, made, made.snapshot, tenant.id, settings
+        )
     from_mlflow = recipe.model.source == "mlflow"
     admit_remote, source = (_admit_mlflow, mlflow) if from_mlflow else (_admit_hub, hub)
     token = tokens.get(SecretName.MLFLOW_TOKEN if from_mlflow else SecretName.HUB_TOKEN)

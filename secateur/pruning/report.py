@@ -11,6 +11,7 @@ from typing import Any
 
 from secateur import __version__
 from secateur.pruning.calibration import TokenSet
+from secateur.pruning.checkpoint import sha256_of
 from secateur.pruning.facts import BlockFacts
 from secateur.pruning.headers import CONFIG, companions
 from secateur.pruning.provenance import CARD, licence_of, provenance_of, tensors_of
@@ -100,8 +101,11 @@ def _block(block: BlockFacts, facts: Facts) -> dict[str, Any]:
 
 
 def write_report_and_card(into: Path, source: Path, recipe: PruneRecipe, document: dict[str, Any], facts: Facts) -> None:
-    """Add licence and tensors to the report, and write it, without its seconds, and the model card made from it."""
+    """Add licence, tensors and the digest of its base's report, if a job made the base, to the report; write it, without
+    its seconds, and the model card made from it."""
     document["licence"] = licence_of(source)
+    if recipe.model.source == "artifact" and (source / REPORT).is_file():
+        document["provenance"]["base_report_sha256"] = sha256_of(source / REPORT)
     document["tensors"] = tensors_of(into, recipe, facts.zeros_of)
     write_json(into / REPORT, timeless(document))
     (into / CARD).write_text(model_card(recipe, document), encoding="utf-8")
