@@ -69,6 +69,7 @@ _ROWS = (
     Kind("too_large_for_workers", 507, "No worker has enough memory for the job"),
     # The recipe against the model
     Kind("pattern_does_not_divide", 422, "The pattern does not divide a linear's inputs"),
+    Kind("allocation_impossible", 422, "The allocation does not fit the model"),
     Kind("sequence_too_long", 422, "The sequence is longer than the model's positions"),
     Kind("calibration_text_too_short", 422, "The text is too short for what was asked of it"),
     Kind("calibration_too_small", 422, "There are too few calibration samples for what was asked"),

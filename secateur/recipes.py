@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -265,10 +266,73 @@ _N_OF_M = re.compile(r"(\d{1,2}):(\d{1,2})")
 MAX_GROUP = 32
 
 
-class UniformAllocation(_Part):
+class _Allocation(_Part):
+    looks_at: ClassVar[Literal["nothing", "weights", "inputs"]] = "nothing"  # of the dense model, before anything is pruned
+
+
+class UniformAllocation(_Allocation):
     """The same sparsity in every pruned linear."""
 
     name: Literal["uniform"] = "uniform"
+
+
+def _zero_or_so(ratio: float) -> float:
+    if 0 < ratio < 0.001:
+        raise PydanticCustomError("ratio", "a ratio is 0 or at least 0.001")
+    return ratio
+
+
+Ratio = Annotated[float, Field(ge=0, le=1000), AfterValidator(_zero_or_so)]
+LinearName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]{0,99}$")]
+
+
+class PerBlockAllocation(_Allocation):
+    """Sparsities of blocks in given proportions."""
+
+    name: Literal["per_block"]
+    ratios: Annotated[list[Ratio], Field(min_length=1, max_length=1000)] = Field(
+        description="One for each block, the first block's first: sparsities in these proportions meet the target together."
+    )
+
+
+class PerLinearAllocation(_Allocation):
+    """Sparsities of linears in given proportions."""
+
+    name: Literal["per_linear"]
+    ratios: Annotated[dict[LinearName, Ratio], Field(min_length=1, max_length=100)] = Field(
+        description="By what is in a linear's dotted name (`q_proj`, `mlp`, `mlp.down_proj`), of which the longest counts; "
+        "1 for others. Sparsities in these proportions meet the target together.",
+        examples=[{"down_proj": 0.8}],
+    )
+
+
+class OWLAllocation(_Allocation):
+    """Blocks with more outliers lose less (arXiv 2310.05175). Takes one forward of the dense model beforehand."""
+
+    looks_at = "inputs"
+    name: Literal["owl"]
+    limit: float = Field(
+        default=0.08, ge=0, le=0.5, description="How far a block's sparsity is from the target at most, or so (lambda)."
+    )
+    outlier: float = Field(
+        default=5.0, gt=0, le=1000, description="An outlier's score, in means of its block's scores (the paper's M)."
+    )
+
+
+class AlphaPruningAllocation(_Allocation):
+    """Blocks whose weights have heavier-tailed spectra lose less (arXiv 2410.10912). Looks at no data."""
+
+    looks_at = "weights"
+    name: Literal["alphapruning"]
+    spread: float = Field(
+        default=0.3, ge=0, lt=1, description="Before scaling, ratios lie between 1 - spread and 1 + spread (epsilon)."
+    )
+
+
+Allocation = Annotated[
+    UniformAllocation | PerBlockAllocation | PerLinearAllocation | OWLAllocation | AlphaPruningAllocation,
+    Field(discriminator="name"),
+]
 
 
 class Sparsity(_Part):
@@ -287,7 +351,9 @@ class Sparsity(_Part):
         description="Fraction of zeros over the pruned linears. An N:M pattern implies it: 1 - N/M.",
         examples=[0.5],
     )
-    allocation: UniformAllocation = UniformAllocation()
+    allocation: Allocation = Field(
+        default=UniformAllocation(), description="How blocks and linears share the target; N:M goes with `uniform` alone."
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -327,6 +393,17 @@ class Sparsity(_Part):
                 {"pattern": info.data["pattern"], "implied": f"{1 - group[0] / group[1]:g}"},
             )
         return target
+
+    @field_validator("allocation")
+    @classmethod
+    def _goes_with_pattern(cls, allocation: Allocation, info: ValidationInfo) -> Allocation:
+        if allocation.name != "uniform" and _group_of(info.data.get("pattern", "unstructured")):
+            raise PydanticCustomError(
+                "allocation_conflict",
+                "the pattern {pattern} is the same everywhere: leave the allocation out, or prune unstructured",
+                {"pattern": info.data["pattern"]},
+            )
+        return allocation
 
     @property
     def group(self) -> tuple[int, int] | None:

@@ -33,6 +33,10 @@ def submit(
     pattern: Annotated[
         str | None, typer.Option(help="unstructured, or N:M such as 2:4.", show_default="unstructured")
     ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="How blocks share it: uniform, owl or alphapruning; more with --recipe.", show_default="uniform"),
+    ] = None,
     calibration: Annotated[str | None, typer.Option(help="Data set.", rich_help_panel=_CALIBRATION)] = None,
     samples: Annotated[int | None, typer.Option(help="Number of sequences.", rich_help_panel=_CALIBRATION)] = None,
     sequence_length: Annotated[int | None, typer.Option(help="Tokens in each.", rich_help_panel=_CALIBRATION)] = None,
@@ -66,7 +70,7 @@ def submit(
     given = _given({
         "model": {"id": model, "source": source, "revision": revision},
         "method": {"name": method, **_parameters(param)},
-        "sparsity": {"target": sparsity, "pattern": pattern},
+        "sparsity": {"target": sparsity, "pattern": pattern, "allocation": {"name": allocation}},
         "calibration": {"dataset": calibration, "samples": samples, "sequence_length": sequence_length, "seed": seed},
         "evaluation": {"perplexity": perplexity},
         "output": {"name": name, "dtype": dtype},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from secateur.problems import at
+from secateur.pruning.allocation import allocate, blocks_of
 from secateur.pruning.datasets import known_bytes
 from secateur.pruning.families import Family, family_of, is_tied, positions_of
 from secateur.pruning.headers import ModelHeaders
@@ -33,6 +34,8 @@ def check(recipe: Recipe, model: ModelHeaders) -> None:
     linears = linears_of(model, family)
     if isinstance(recipe, PruneRecipe):
         _check_pattern(recipe, linears)
+        if recipe.sparsity.allocation.looks_at == "nothing":
+            allocate(recipe.sparsity, blocks_of(linears))
     _check_positions(recipe, positions_of(model, family))
 
 

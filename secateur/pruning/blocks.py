@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from secateur.problems import ProblemError
-from secateur.pruning.allocation import uniform
+from secateur.pruning.allocation import Target
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
 from secateur.pruning.experts import fewest_tokens
@@ -26,10 +26,9 @@ from secateur.pruning.registry import observes, sampled_share
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense, run_staged
 from secateur.pruning.statistics import InputSample, chosen_tokens, observer
-from secateur.pruning.streaming import MicroBatch, StreamedModel, forward
+from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
+from secateur.pruning.targets import targets_of
 from secateur.recipes import PruneRecipe
-
-PROBE_TOKENS = 8
 
 
 def prune_blocks(
@@ -37,17 +36,21 @@ def prune_blocks(
 ) -> float:
     """Prune the blocks of `source` that `attempt` has not finished, and finish them.
 
-    `tokens`: the calibration set, (samples, sequence_length), for a method that observes its inputs; None for another.
-    Returns the seconds from the first block's load to the last block's shard, with those that earlier attempts spent on the
-    blocks taken over. Raises ProblemError `nonfinite_activation`, naming the block.
+    `tokens`: the calibration set, (samples, sequence_length), for a method or an allocation that observes inputs; else None.
+    Returns the seconds from the first block's load to the last block's shard, with those that the allocation took to look at
+    the model and those that earlier attempts spent on the blocks taken over. Raises ProblemError `nonfinite_activation`,
+    naming the block.
     """
-    pruner = _BlockPruner(recipe, source, family, best_device())
+    began, device = time.monotonic(), best_device()
+    targets, scores = targets_of(recipe, source, family, tokens=tokens, attempt=attempt, device=device)
+    allocating = time.monotonic() - began
+    pruner = _BlockPruner(recipe, source, family, targets, device)
     total, first = len(pruner.linears), len(attempt.finished)
     spent = sum(facts.seconds for facts in attempt.finished)
     narrator.progress(first, total)
     walk = (
         _Walk(pruner, source, family, tokens, guarded=recipe.method.guarded)
-        if tokens is not None and first < total
+        if tokens is not None and pruner.observing and first < total
         else None
     )
     began = time.monotonic()
@@ -56,6 +59,7 @@ def prune_blocks(
     for index in range(first, total):
         started = time.monotonic()
         pruner.begin(index)
+        pruner.facts.score = scores[index] if scores else None
         if walk:
             walk.prune(index, propagate=index + 1 < total)
         else:
@@ -66,7 +70,7 @@ def prune_blocks(
         if walk and index + 1 < total:
             attempt.save(index + 1, [batch.hidden for batch in walk.travellers])
         narrator.progress(index + 1, total)
-    return spent + time.monotonic() - began
+    return spent + allocating + time.monotonic() - began
 
 
 def best_device() -> torch.device:
@@ -77,16 +81,23 @@ def best_device() -> torch.device:
 class _BlockPruner:
     """One block at a time: `begin`, then one of the ways to prune it, `write`; what was done is in `facts`."""
 
-    def __init__(self, recipe: PruneRecipe, source: Checkpoint, family: Family, device: torch.device) -> None:
+    def __init__(
+        self, recipe: PruneRecipe, source: Checkpoint, family: Family, targets: Mapping[str, Target], device: torch.device
+    ) -> None:
         self._group_pruner = GroupPruner(recipe.method)
         self.linears = linears_of(source.headers, family)
-        self._targets = uniform(recipe.sparsity, [linear.name for block in self.linears for linear in block])
+        self._targets = targets
         self._observes, self._propagate = observes(recipe.method), recipe.propagate
         self._share, self._seed = sampled_share(recipe.method), recipe.calibration.seed
         self._source, self._family = source, family
         self.dtype, self.device, self._lanes = DTYPES[recipe.output.dtype], device, lanes(device)
         self._guard: Guard | None = None
         self.begin(0)
+
+    @property
+    def observing(self) -> bool:
+        """Whether the method looks at inputs."""
+        return self._observes != "nothing"
 
     def begin(self, index: int, *, fallbacks: tuple[str, ...] = ()) -> None:
         self.facts = BlockFacts(index, fallbacks=fallbacks)

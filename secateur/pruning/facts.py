@@ -34,9 +34,13 @@ class LinearFacts:
 
 @dataclass(slots=True)
 class BlockFacts:
-    """What was done to one block; linears in the order they run. `fallbacks`: what the block as a whole made necessary."""
+    """What was done to one block; linears in the order they run. `fallbacks`: what the block as a whole made necessary.
+
+    `score`: what the allocation saw in it, percent of outliers or mean exponent; None if it did not look.
+    """
 
     block: int
+    score: float | None = None
     seconds: float = 0.0
     fallbacks: tuple[str, ...] = ()
     linears: list[LinearFacts] = field(default_factory=list)

@@ -144,6 +144,7 @@ def calibration_of(recipe: Recipe) -> Calibration | None:
     """The token set that a run of `recipe` observes the model on; None if it looks at no data."""
     match recipe:
         case PruneRecipe():
-            return recipe.calibration if observes(recipe.method) != "nothing" else None
+            looked_at = observes(recipe.method) != "nothing" or recipe.sparsity.allocation.looks_at == "inputs"
+            return recipe.calibration if looked_at else None
         case EvaluateRecipe():
             return None

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from secateur import __version__
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.checkpoint import sha256_of
@@ -94,9 +96,11 @@ def evaluation_report(recipe: EvaluateRecipe, model_sha256: str, perplexity: Map
 
 def _block(block: BlockFacts, facts: Facts) -> dict[str, Any]:
     document = asdict(block)
-    for linear in document["linears"]:
+    sizes = [math.prod(linear.shape) for linear in block.linears]
+    document["target"] = sum(linear.target * size for linear, size in zip(block.linears, sizes, strict=True)) / sum(sizes)
+    for linear, size in zip(document["linears"], sizes, strict=True):
         linear["zeros"] = facts.zeros_of[linear["name"]]
-        linear["sparsity"] = linear["zeros"] / math.prod(linear["shape"])
+        linear["sparsity"] = linear["zeros"] / size
     return document
 
 
@@ -129,8 +133,6 @@ def model_card(recipe: PruneRecipe, report: Mapping[str, Any]) -> str:
     licence = "".join(f"{key}: {json.dumps(value)}\n" for key, value in report["licence"].items())
     base = f"base_model: {model.id}\n" if model.source == "hub" else ""
     revision = f", revision `{model.revision}`" if model.revision else ""
-    parameters = recipe.method.model_dump(exclude={"name"})
-    stated = ", ".join(f"{name} {value}" for name, value in parameters.items())
     paper = f" ([paper]({card.paper}))" if card.paper else ""
     return f"""---
 library_name: transformers
@@ -147,8 +149,9 @@ pipeline_tag: text-generation
 
 | | |
 |---|---|
-| Method | {card.name}{paper}: {stated} |
+| Method | {card.name}{paper}{_settings(recipe.method)} |
 | Pattern | {sparsity.pattern} |
+| Allocation among blocks and linears | {sparsity.allocation.name}{_settings(sparsity.allocation)} |
 | Sparsity of the pruned linears, measured in the file | {100 * report["verification"]["sparsity"]:.2f} % |
 | Weights removed | {report["verification"]["zeros"]:,} of {report["verification"]["weights"]:,} |
 | Parameters, zeros included | {_parameters(report):,} |
@@ -174,6 +177,12 @@ The weights are stored densely, with zeros where weights were removed: the model
 runtime without sparse kernels is no faster and needs no less memory than with the dense model. Pruning changes a model's
 behaviour; evaluate it on your task before you rely on it.
 """
+
+
+def _settings(part: BaseModel) -> str:
+    """`: ratio 2, other 3` of what stands beside a name; nothing if nothing does."""
+    settings = ", ".join(f"{name} {value}" for name, value in part.model_dump(exclude={"name"}).items())
+    return f": {settings}" if settings else ""
 
 
 def _parameters(report: Mapping[str, Any]) -> int:

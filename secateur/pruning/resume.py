@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from secateur.pruning.facts import BlockFacts
 
 FINGERPRINT = "fingerprint.json"
 BOUNDARY = "boundary.json"
+SCORES = "scores.json"  # of blocks, by which targets are allocated
 SAVE_SHARE = 0.02  # of the run's time at most is spent on saving activations
 
 
@@ -40,7 +41,7 @@ class _Boundary:
     sha256: str
 
 
-_FINISHED, _BOUNDARY = TypeAdapter(_Finished), TypeAdapter(_Boundary)
+_FINISHED, _BOUNDARY, _SCORES = TypeAdapter(_Finished), TypeAdapter(_Boundary), TypeAdapter(list[float])
 
 
 class Attempt:
@@ -83,7 +84,19 @@ class Attempt:
         if boundary and (source / boundary.file).is_file():
             link(source / boundary.file, self.folder / boundary.file)
             link(source / BOUNDARY, self.folder / BOUNDARY)
+        if (source / SCORES).is_file():
+            link(source / SCORES, self.folder / SCORES)
         self.finished = best
+
+    def scores(self, look: Callable[[], list[float]]) -> list[float]:
+        """What `look` returns; it is asked only if neither this attempt nor the one that was taken over has."""
+        file = self.folder / SCORES
+        try:
+            return _SCORES.validate_json(_text(file))
+        except ValidationError:
+            found = look()
+        _write_whole(file, json.dumps(found))
+        return found
 
     def written(self, index: int) -> Checkpoint:
         """A finished block's tensors."""

@@ -22,11 +22,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCa
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.experts import separate_experts
+from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
 from secateur.pruning.linears import linears_of, widths_of
 from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
+
+PROBE_TOKENS = 8  # of a sequence that shows which linears get the same input
 
 # What old versions of transformers saved beside the weights: rotary frequencies, causal masks.
 _LEGACY_BUFFERS = r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$"
@@ -48,7 +51,7 @@ class StreamedModel:
     """See the module. `checkpoint` and `family` say what the weights are called; `dtype` is that of every computation."""
 
     def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: torch.device) -> None:
-        self._checkpoint, self._family, self._dtype, self._device = checkpoint, family, dtype, device
+        self._checkpoint, self._family, self._dtype, self.device = checkpoint, family, dtype, device
         self._tensors = {family.parameter(name): name for name in checkpoint.headers.tensors}
         self.model = _without_weights(checkpoint.folder, dtype, device)
         self._decoder = self.model.get_submodule(family.block_list.rpartition(".")[0])
@@ -87,7 +90,7 @@ class StreamedModel:
         self._held = False
 
     def _read(self, checkpoint: Checkpoint, parameter: str) -> Tensor:
-        return checkpoint.read(self._tensors[parameter], self._dtype, self._device)
+        return checkpoint.read(self._tensors[parameter], self._dtype, self.device)
 
     def batches(self, tokens: Tensor) -> list[MicroBatch]:
         """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be."""
@@ -104,6 +107,19 @@ class StreamedModel:
                 half.hidden = hidden.clone()
                 halves.append(half)
         return halves
+
+    def within_memory(self, batches: list[MicroBatch], work: Callable[[list[MicroBatch]], None]) -> list[MicroBatch]:
+        """Do `work` on `batches`; if memory runs out, on micro-batches of half the size, and so on. Those are returned."""
+        while True:
+            try:
+                work(batches)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or all(len(batch.tokens) == 1 for batch in batches):
+                    raise
+            else:
+                return batches
+            batches = self.halved(batches)
+            self.release()
 
     def enter(self, tokens: Tensor) -> MicroBatch:
         """Embed `tokens`, (batch, seq), and note down what every block would be called with."""
@@ -159,7 +175,7 @@ class StreamedModel:
         for block in self._blocks:
             block.forward = _returning_tuples(stand_in) if self._in_tuple else stand_in
         try:
-            output = self._decoder(input_ids=tokens.to(self._device), use_cache=False, return_dict=True)
+            output = self._decoder(input_ids=tokens.to(self.device), use_cache=False, return_dict=True)
         finally:
             for block, forward in zip(self._blocks, originals, strict=True):
                 block.forward = forward
