@@ -78,6 +78,24 @@ class WorkerSettings(_Group):
     max_barren_attempts: int = Field(default=3, ge=1, description="Attempts in a row without a new block, then it fails.")
 
 
+class RetentionSettings(_Group):
+    artifact_days: float | None = Field(
+        default=None, gt=0, description="Files of jobs are kept so long; by default for ever."
+    )
+    grace_seconds: float = Field(default=3_600, ge=0, description="What is younger in the store is not collected yet.")
+    collect_seconds: float = Field(default=600, gt=0, description="Between two collections of the store.")
+    log_days: float = Field(default=30, gt=0, description="Logs of attempts and integrations are kept so long.")
+    cache_days: float = Field(default=30, ge=1, description="So are downloaded models after their last use.")
+
+
+class DiskSettings(_Group):
+    reserve_gb: float = Field(default=1, ge=0, description="Below so much free disk no job is accepted and none is begun.")
+
+    @property
+    def reserve_bytes(self) -> int:
+        return int(self.reserve_gb * 1e9)
+
+
 class SchedulerSettings(_Group):
     relay_seconds: float = Field(default=2, gt=0, description="Between two rounds of the outbox relay.")
     ring_again_seconds: float = Field(default=30, gt=0, description="A job queued for so long has its doorbell rung again.")
@@ -141,6 +159,8 @@ class Settings(BaseSettings):
     jobs: JobsSettings = JobsSettings()
     worker: WorkerSettings = WorkerSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    retention: RetentionSettings = RetentionSettings()
+    disk: DiskSettings = DiskSettings()
     webhooks: WebhooksSettings = WebhooksSettings()
     integrations: IntegrationsSettings = IntegrationsSettings()
     mlflow: MlflowSettings = MlflowSettings()

@@ -44,6 +44,7 @@ _ROWS = (
     Kind("job_not_finished", 409, "The job has not finished"),
     Kind("max_runtime_exceeded", 422, "The job has run for as long as it may"),
     Kind("start_deadline_missed", 503, "The job was not begun in time", retryable=True),
+    Kind("artifact_lost", 410, "The bytes of the file are lost"),
     Kind("worker_lost", 500, "The worker was lost, again and again", retryable=True),
     # Webhooks and integrations
     Kind("webhook_endpoint_disabled", 409, "The webhook endpoint is disabled"),
@@ -77,6 +78,7 @@ _ROWS = (
     # The run
     Kind("nonfinite_activation", 422, "An activation is not finite"),
     Kind("verification_failed", 500, "The written model is not what was asked for"),
+    Kind("disk_almost_full", 507, "The disk is almost full", retryable=True),
     Kind("disk_full", 507, "The disk is full", retryable=True),
     Kind("out_of_memory", 507, "Not enough memory", retryable=True),
     Kind("runner_crashed", 500, "The process that prunes ended without a result", retryable=True),

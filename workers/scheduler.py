@@ -1,5 +1,5 @@
 """What must happen again and again, whoever is busy: ring doorbells that were not heard, reap jobs that were lost, see which
-workers are there, tell webhook endpoints, and hand finished models on.
+workers are there, tell webhook endpoints, hand finished models on, and take away what is not needed any more.
 
 A loop and not a Celery schedule: it has to go on while the broker is away. Several may run at once; each row is moved once.
 """
@@ -13,15 +13,19 @@ from datetime import timedelta
 
 import structlog
 
+from app.artifacts.gc import collect
+from app.artifacts.store import open_store
 from app.jobs import presence
 from app.jobs.dispatch import Doorbell, relay
 from app.jobs.reaper import reap
+from app.jobs.retention import expire_files
 from app.kit import clock, logs
 from app.kit.db import Database, moment
 from app.kit.keyring import load_keyring
 from app.settings import Settings
 from app.webhooks.delivery import deliver_due, spread
 from workers import integrations
+from workers.tidying import tidy
 
 log = structlog.get_logger()
 
@@ -45,6 +49,15 @@ async def run(settings: Settings) -> None:
         async with database.write() as session:
             await presence.note(session, answers, at=clock.now())
 
+    async def expire() -> None:
+        async with database.write() as session:
+            await expire_files(session, at=await moment(session))
+
+    async def collect_store() -> None:
+        await asyncio.to_thread(tidy, settings, at=clock.now())
+        async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
+            await collect(database, store, at=clock.now(), grace=timedelta(seconds=settings.retention.grace_seconds))
+
     async def tell_endpoints() -> None:
         await spread(database, at=clock.now())
         await deliver_due(database, load_keyring(settings.keyring_file), settings.webhooks)
@@ -60,6 +73,8 @@ async def run(settings: Settings) -> None:
             rounds.create_task(_every(settings.scheduler.relay_seconds, relay_outbox))
             rounds.create_task(_every(settings.scheduler.reap_seconds, reap_lost_jobs))
             rounds.create_task(_every(settings.scheduler.presence_seconds, look_for_workers))
+            rounds.create_task(_every(settings.retention.collect_seconds / 10, expire))
+            rounds.create_task(_every(settings.retention.collect_seconds, collect_store))
     finally:
         await database.close()
 

@@ -20,20 +20,22 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.secrets import SecretName, secret_of
 from app.artifacts.store import Store, open_store
 from app.jobs import claims, routing
 from app.jobs.models import Job
-from app.jobs.repository import finished_among
 from app.jobs.states import TERMINAL, Status
+from app.kit import clock
 from app.kit.db import Database, moment
+from app.kit.disk import require_reserve
 from app.kit.keyring import load_keyring
 from app.models import artifact
 from app.settings import Settings
 from secateur.problems import ProblemError
 from secateur.recipes import read_recipe
-from workers import drain, environments, handover
+from workers import drain, environments, handover, tidying
 from workers.child import ChildDrainedError, ChildLostError, ChildProblemError, run_child
 from workers.messages import Message
 from workers.updates import fold
@@ -64,16 +66,11 @@ async def work_once(settings: Settings) -> bool:
     """Claim the best queued job of this worker's queues and see it through; False if there was none."""
     database = Database(settings.database_url, pooled=False)
     try:
-        await sweep(settings, database)
+        await tidying.sweep(settings, database)
+        await asyncio.to_thread(tidying.tidy, settings, at=clock.now())
         async with open_store(settings.store_url, endpoint=settings.store.endpoint) as store:
             async with database.write() as session:
-                job = await claims.claim(
-                    session,
-                    queues=settings.worker.queues,
-                    worker=f"{socket.gethostname()}:{os.getpid()}",
-                    lease=timedelta(seconds=settings.worker.lease_seconds),
-                    at=await moment(session),
-                )
+                job = await _claim(session, settings)
             if job is None:
                 return False
             with structlog.contextvars.bound_contextvars(job_id=job.id, attempt=job.attempt):
@@ -83,21 +80,18 @@ async def work_once(settings: Settings) -> bool:
         await database.close()
 
 
-async def sweep(settings: Settings, database: Database) -> None:
-    """Remove what is left of jobs that have ended (their worker was killed before it could), and models that are gone."""
-    worked = await _folders(settings.work_folder, "job_*")
-    models = await _folders(settings.cache_folder, "*/artifact/job_*")
-    if not (worked or models):
-        return
-    async with database.read() as session:
-        ended = await finished_among(session, list(worked))
-        gone = await artifact.unneeded(session, list(models))
-    for folder in [*(worked[job_id] for job_id in ended), *(models[job_id] for job_id in gone)]:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-async def _folders(root: Path, pattern: str) -> dict[str, Path]:
-    return await asyncio.to_thread(lambda: {folder.name: folder for folder in root.glob(pattern)})
+async def _claim(session: AsyncSession, settings: Settings) -> Job | None:
+    """The job to work on. None if there is none, or no room for it: that is told in the log of the one that waits."""
+    at = await moment(session)
+    try:
+        require_reserve(settings.state_folder, settings.disk.reserve_bytes)
+    except ProblemError as problem:
+        log.warning("no_claim", detail=problem.detail)
+        why = f"the worker on {socket.gethostname()} begins no job: its disk is almost full"
+        await claims.decline(session, queues=settings.worker.queues, why=why, at=at)
+        return None
+    worker, lease = f"{socket.gethostname()}:{os.getpid()}", timedelta(seconds=settings.worker.lease_seconds)
+    return await claims.claim(session, queues=settings.worker.queues, worker=worker, lease=lease, at=at)
 
 
 class Attempt:
@@ -149,10 +143,16 @@ class Attempt:
             await asyncio.to_thread(handover.leave, folder, result)
         self._hear({"type": "stage", "stage": "uploading"})
         files = [_named_plainly(claims.NewArtifact(**file)) for file in result["files"]]
+        await self._upload(files, folder / handover.OUTPUT)
+        days = self._settings.retention.artifact_days
+        keep_for = timedelta(days=days) if days else None
+        return {"metrics": result["metrics"], "report": result["report"], "artifacts": files, "keep_for": keep_for}
+
+    async def _upload(self, files: Sequence[claims.NewArtifact], output: Path) -> None:
+        if await self._persist(partial(claims.begin_upload, digests=[file.sha256 for file in files])) is None:
+            raise LetGoError(Reason.FENCED)
         for file in files:
-            path = folder / handover.OUTPUT / file.name
-            await self._patiently(partial(self._store.put_file, self._job.tenant_id, file.sha256, path))
-        return {"metrics": result["metrics"], "report": result["report"], "artifacts": files}
+            await self._patiently(partial(self._store.put_file, self._job.tenant_id, file.sha256, output / file.name))
 
     async def _prune(self, earlier: Sequence[Path]) -> dict[str, Any]:
         """Fetch and prune; the runner's result."""

@@ -30,7 +30,7 @@ _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The whole file", "content": _BINARY},
     206: {"description": "The bytes that `Range` asks for", "content": _BINARY},
     304: {"description": "The client has it already (`If-None-Match`)"},
-    **declare("not_found", "range_not_satisfiable"),
+    **declare("not_found", "range_not_satisfiable", "artifact_lost"),
 }
 
 
@@ -47,6 +47,9 @@ async def get_artifact_content(artifact_id: str, request: Request, parts: PartsD
     """The file's bytes. `ETag` is its sha256, so a download can be resumed (`Range` with `If-Range`) and verified."""
     async with parts.database.read() as session:
         artifact = await _found(session, caller.tenant.id, artifact_id)
+    if artifact.lost_at is not None:
+        told = f"the bytes of {artifact.name} were lost from the store"
+        raise ProblemError("artifact_lost", told, hint="Retry or repeat the job: the same recipe makes the same bytes.")
     headers = _headers(artifact)
     if is_unchanged(request.headers.get("if-none-match"), artifact.sha256):
         return Response(status_code=304, headers=headers)

@@ -9,12 +9,15 @@ import os
 import stat
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from app.artifacts.store import CHUNK_BYTES, Store, checked, missing, wrong_digest
+from app.artifacts.store import CHUNK_BYTES, Blob, Store, checked, is_blob, missing, wrong_digest
 from secateur.problems import ProblemError
+
+_INCOMING = ".incoming-"
 
 
 class LocalStore(Store):
@@ -57,6 +60,16 @@ class LocalStore(Store):
         with _as_problems():
             await asyncio.to_thread(self._blob(tenant_id, sha256).unlink, missing_ok=True)
 
+    async def blobs(self) -> AsyncIterator[Blob]:
+        with _as_problems():
+            for shelf in await asyncio.to_thread(lambda: sorted(self.folder.glob("*/[0-9a-f][0-9a-f]"))):
+                for blob in await asyncio.to_thread(_blobs_on, shelf):
+                    yield blob
+
+    async def drop_unfinished(self, before: datetime) -> int:
+        with _as_problems():
+            return await asyncio.to_thread(self._drop_unfinished, before)
+
     async def check(self) -> None:
         with _as_problems():
             await asyncio.to_thread(self.folder.mkdir, parents=True, exist_ok=True)
@@ -70,6 +83,15 @@ class LocalStore(Store):
         tenant_id, sha256 = checked(tenant_id, sha256)
         return self.folder / tenant_id / sha256[:2] / sha256
 
+    def _drop_unfinished(self, before: datetime) -> int:
+        dropped = 0
+        for file in self.folder.glob(f"*/[0-9a-f][0-9a-f]/{_INCOMING}*"):
+            with suppress(FileNotFoundError):
+                if file.stat().st_mtime < before.timestamp():
+                    file.unlink()
+                    dropped += 1
+        return dropped
+
     def _put(self, blob: Path, sha256: str, path: Path) -> None:
         with _as_problems():
             if blob.is_file():
@@ -79,6 +101,17 @@ class LocalStore(Store):
                 found = _copy(source, target)
                 if found != sha256:
                     raise wrong_digest(path, wanted=sha256, found=found)
+
+
+def _blobs_on(shelf: Path) -> list[Blob]:
+    found = []
+    for entry in os.scandir(shelf):
+        with suppress(FileNotFoundError):
+            if is_blob(shelf.parent.name, entry.name) and entry.is_file(follow_symlinks=False):
+                facts = entry.stat(follow_symlinks=False)
+                modified_at = datetime.fromtimestamp(facts.st_mtime, UTC)
+                found.append(Blob(shelf.parent.name, entry.name, facts.st_size, modified_at))
+    return found
 
 
 def open_ordinary(path: Path) -> int:
@@ -109,7 +142,7 @@ def _copy(source: BinaryIO, target: BinaryIO) -> str:
 @contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path` that becomes it when the block ends well, and is on the disk by then."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".incoming-")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_INCOMING)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

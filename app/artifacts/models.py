@@ -1,4 +1,4 @@
-"""The files that a job made."""
+"""The files that a job made, and those that it is about to store."""
 
 from __future__ import annotations
 
@@ -25,3 +25,15 @@ class Artifact(Base):
     size: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime]
+    lost_at: Mapped[datetime | None]
+    """When its bytes were found missing from the store."""
+
+
+class Upload(Base):
+    """A blob that an active job is putting into the store, or has: until the job ends, nobody collects it."""
+
+    __tablename__ = "uploads"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey(Job.id), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+    begun_at: Mapped[datetime]

@@ -11,11 +11,12 @@ import io
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.artifacts.local import open_ordinary
-from app.artifacts.store import CHUNK_BYTES, Store, checked, missing, wrong_digest
+from app.artifacts.store import CHUNK_BYTES, Blob, Store, checked, is_blob, missing, wrong_digest
 from secateur.problems import ProblemError
 
 try:
@@ -66,12 +67,40 @@ class S3Store(Store):
             key = self._key(tenant_id, sha256)
             await asyncio.to_thread(self._client.delete_object, Bucket=self.bucket, Key=key)
 
+    async def blobs(self) -> AsyncIterator[Blob]:
+        with _as_problems():
+            pages = iter(self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder))
+            while page := await asyncio.to_thread(next, pages, None):
+                for entry in page.get("Contents", []):
+                    parts = entry["Key"].removeprefix(self._folder).split("/")
+                    if len(parts) == 2 and is_blob(parts[0], parts[1]):
+                        yield Blob(parts[0], parts[1], entry["Size"], entry["LastModified"].astimezone(UTC))
+
+    async def drop_unfinished(self, before: datetime) -> int:
+        with _as_problems():
+            return await asyncio.to_thread(self._drop_unfinished, before)
+
     async def check(self) -> None:
         with _as_problems():
             await asyncio.to_thread(self._client.head_bucket, Bucket=self.bucket)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._client.close)
+
+    @property
+    def _folder(self) -> str:
+        return f"{self.prefix}/" if self.prefix else ""
+
+    def _drop_unfinished(self, before: datetime) -> int:
+        dropped = 0
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._folder)
+        for page in pages:
+            for upload in page.get("Uploads", []):
+                if upload["Initiated"] < before:
+                    key, upload_id = upload["Key"], upload["UploadId"]
+                    self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+                    dropped += 1
+        return dropped
 
     def _key(self, tenant_id: str, sha256: str) -> str:
         return "/".join(filter(None, (self.prefix, *checked(tenant_id, sha256))))

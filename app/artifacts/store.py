@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -19,6 +21,16 @@ CHUNK_BYTES = 1 << 20
 
 _TENANT = re.compile(r"[A-Za-z0-9][\w\-]{0,63}", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes that are in a store: whose, what, how many, since when."""
+
+    tenant_id: str
+    sha256: str
+    size: int
+    modified_at: datetime
 
 
 class Store(ABC):
@@ -53,6 +65,14 @@ class Store(ABC):
     @abstractmethod
     async def delete(self, tenant_id: str, sha256: str) -> None:
         """Remove the blob; nothing is done if it is not there."""
+
+    @abstractmethod
+    def blobs(self) -> AsyncIterator[Blob]:
+        """All blobs, in no order. What comes or goes meanwhile may be missed."""
+
+    @abstractmethod
+    async def drop_unfinished(self, before: datetime) -> int:
+        """Remove what is left of uploads that were begun, and not continued, since `before`; how many there were."""
 
     @abstractmethod
     async def check(self) -> None:
@@ -93,6 +113,11 @@ def checked(tenant_id: str, sha256: str) -> tuple[str, str]:
     if not _SHA256.fullmatch(sha256):
         raise ProblemError("verification_failed", f"{sha256!r} is not a SHA-256 digest in lower-case hexadecimal")
     return tenant_id, sha256
+
+
+def is_blob(tenant_id: str, sha256: str) -> bool:
+    """Whether these could be the two parts of a blob's name: an operator's own files in the same place are not."""
+    return bool(_TENANT.fullmatch(tenant_id) and _SHA256.fullmatch(sha256))
 
 
 def wrong_digest(path: Path, *, wanted: str, found: str) -> ProblemError:

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.integrations.models import JobIntegration
+from secateur.problems import ProblemError
 from secateur.recipes import Integration
 
 
@@ -40,6 +41,13 @@ async def retry(session: AsyncSession, job_id: str, *, at: datetime) -> None:
     """Try those that have failed, or wait for their next try, again now."""
     mine = (JobIntegration.job_id == job_id, JobIntegration.status.in_(["failed", "pending"]))
     await session.execute(update(JobIntegration).where(*mine).values(status="pending", due_at=at, round=0, finished_at=None))
+
+
+async def abandon(session: AsyncSession, job_id: str) -> None:
+    """The job's files are gone: what was still to be done with them has failed."""
+    error = ProblemError("integration_failed", "the job's files were removed before they were taken there").as_document()
+    mine = (JobIntegration.job_id == job_id, JobIntegration.status.in_(["waiting", "pending", "running"]))
+    await session.execute(update(JobIntegration).where(*mine).values(status="failed", error=error, due_at=None))
 
 
 async def claim(session: AsyncSession, *, lease: timedelta, at: datetime) -> JobIntegration | None:

@@ -7,7 +7,7 @@ sessions are those of `Database.write()`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.artifacts import gc
 from app.artifacts.models import Artifact
 from app.integrations import repository as integrations
 from app.jobs import events, repository
@@ -53,6 +54,16 @@ async def claim(session: AsyncSession, *, queues: Sequence[str], worker: str, le
     session.add(Attempt(job_id=job.id, number=job.attempt, **begun))
     events.move(session, job, Status.RUNNING, f"attempt {job.attempt} has begun", at=at)
     return job
+
+
+async def decline(session: AsyncSession, *, queues: Sequence[str], why: str, at: datetime) -> None:
+    """Tell in the log of the job that a claim would take why it is not taken, unless that is what was told last."""
+    job = await repository.best_queued(session, queues, at)
+    if job is None:
+        return
+    newest = await repository.events_after(session, job.id, job.event_seq - 1, 1)
+    if [event.message for event in newest] != [why]:
+        events.write(session, job, "log", why, at=at, level="warning")
 
 
 async def renew(session: AsyncSession, job_id: str, attempt: int, *, lease: timedelta, at: datetime) -> Status | None:
@@ -104,6 +115,17 @@ def _count_blocks(job: Job) -> None:
         job.barren_attempts = 0
 
 
+async def begin_upload(
+    session: AsyncSession, job_id: str, attempt: int, *, digests: Collection[str], at: datetime
+) -> Status | None:
+    """Have these blobs left in peace until the job ends; to be committed before they are put. None if fenced."""
+    job = await repository.attempted(session, job_id, attempt)
+    if job is None:
+        return None
+    await gc.begin_upload(session, job, digests, at=at)
+    return Status(job.status)
+
+
 async def succeed(
     session: AsyncSession,
     job_id: str,
@@ -112,13 +134,15 @@ async def succeed(
     metrics: Mapping[str, Any],
     report: Mapping[str, Any],
     artifacts: Sequence[NewArtifact],
+    keep_for: timedelta | None = None,
     at: datetime,
 ) -> Status | None:
-    """End the job with its results. None if fenced, or if it is to be cancelled."""
+    """End the job with its results; its files go after `keep_for`. None if fenced, or if it is to be cancelled."""
     job = await repository.attempted(session, job_id, attempt, {Status.RUNNING})
     if job is None:
         return None
     job.metrics, job.report = dict(metrics), dict(report)
+    job.artifacts_expire_at = at + keep_for if keep_for else None
     made = {"tenant_id": job.tenant_id, "job_id": job.id, "created_at": at}
     session.add_all(Artifact(id=new_id("art"), **asdict(artifact), **made) for artifact in artifacts)
     await integrations.start(session, job.id, at=at)

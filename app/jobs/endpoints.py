@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.accounts.auth import ArtifactsReader, AuthenticatedRoute, Caller, JobsReader, JobsWriter
 from app.accounts.keys import Scope
 from app.accounts.secrets import SecretName, secret_of
+from app.artifacts import gc
 from app.integrations import registry
 from app.integrations import repository as integrations
-from app.jobs import dispatch, repository, routing, service
+from app.jobs import dispatch, repository, retention, routing, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, intent_of, once, reserved
 from app.jobs.models import Job as JobRow
 from app.jobs.models import OutboxMessage
@@ -25,6 +26,7 @@ from app.jobs.states import TERMINAL, Status
 from app.jobs.views import show
 from app.jobs.waiting import waiting_of
 from app.kit import clock, sse
+from app.kit.disk import require_reserve
 from app.kit.errors import declare
 from app.kit.pagination import cut, read_cursor
 from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
@@ -52,6 +54,7 @@ _ADMISSION = (
     "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
     "integration_unavailable", "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short",
     "dataset_unavailable", "too_large_for_workers",
+    "disk_almost_full",
 )  # fmt: skip
 
 
@@ -118,6 +121,7 @@ async def _admit(parts: Parts, caller: Caller, recipe: Recipe) -> tuple[Recipe, 
     """
     if recipe.schedule.priority > 0 and not caller.may(Scope.ADMIN):
         raise at("/schedule/priority", "forbidden", "a priority above 0 passes other tenants by: the API key lacks admin")
+    require_reserve(parts.settings.state_folder, parts.settings.disk.reserve_bytes)
     async with parts.database.read() as session:
         tokens = {name: await secret_of(session, caller.tenant.id, name, keyring=parts.keyring) for name in SecretName}
         made = await _made(session, parts, caller, recipe)
@@ -158,6 +162,14 @@ async def cancel_job(job_id: str, parts: PartsDep, caller: JobsWriter) -> Job:
     async with parts.database.write() as session:
         job = await service.cancel(session, caller.tenant.id, job_id, at=clock.now())
         return await _shown(session, job)
+
+
+@router.delete("/{job_id}", status_code=204, responses=declare("not_found", "job_not_finished"))
+async def delete_job(job_id: str, parts: PartsDep, caller: JobsWriter, tasks: BackgroundTasks) -> None:
+    """Remove the files and the report of a job that has ended. A tombstone stays, which `GET` shows and no list does."""
+    async with parts.database.write() as session:
+        digests = await retention.delete_job(session, caller.tenant.id, job_id, at=clock.now())
+    tasks.add_task(gc.remove, parts.database, parts.store, caller.tenant.id, digests)
 
 
 @router.post("/{job_id}/integrations/retry", responses=declare("not_found"))

@@ -75,11 +75,14 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None]
     """A problem document."""
 
+    artifacts_expire_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
     cancelling_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]
+    """The row is what is left of the job: its files and its report are gone, and no list shows it."""
 
 
 class Attempt(Base):

@@ -116,7 +116,7 @@ async def page(
     session: AsyncSession, tenant_id: str, wanted: JobFilter, *, before: Position | None, limit: int
 ) -> Sequence[Job]:
     """The tenant's newest jobs that the filter lets pass and that are older than `before`."""
-    query = select(Job).where(Job.tenant_id == tenant_id)
+    query = select(Job).where(Job.tenant_id == tenant_id, Job.deleted_at.is_(None))
     if wanted.statuses:
         query = query.where(Job.status.in_(wanted.statuses))
     if wanted.method is not None:

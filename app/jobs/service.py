@@ -76,6 +76,8 @@ async def recipe_to_retry(session: AsyncSession, tenant_id: str, job_id: str) ->
     job = await repository.find(session, tenant_id, job_id)
     if job is None:
         raise missing(job_id)
+    if job.deleted_at is not None:
+        raise ProblemError("job_not_retryable", f"job {job_id} was deleted")
     if job.status not in RETRYABLE:
         raise ProblemError("job_not_retryable", f"job {job_id} is {job.status}; only one without success is retried")
     return read_recipe(job.recipe)

@@ -35,11 +35,13 @@ def show(
         "repository": job.repository,
         "retry_of": job.retry_of,
         "error": job.error,
+        "artifacts_expire_at": job.artifacts_expire_at,
         "created_at": job.created_at,
         "queued_at": job.queued_at,
         "started_at": job.started_at,
         "cancelling_at": job.cancelling_at,
         "finished_at": job.finished_at,
+        "deleted_at": job.deleted_at,
     })  # fmt: skip
 
 

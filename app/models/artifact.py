@@ -71,7 +71,8 @@ def _wanted(tenant_id: str, model: Model) -> Select[Job]:
     mine = mine.where(Job.repository == model.id)
     if model.revision is not None:
         return mine.where(Job.id == model.revision)
-    return mine.where(Job.status == Status.SUCCEEDED).order_by(Job.finished_at.desc(), Job.id.desc()).limit(1)
+    there = (Job.status == Status.SUCCEEDED, Job.deleted_at.is_(None))
+    return mine.where(*there).order_by(Job.finished_at.desc(), Job.id.desc()).limit(1)
 
 
 def _at_revision(model: Model) -> str:

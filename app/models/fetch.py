@@ -36,12 +36,13 @@ def fetch_model(model: Model, *, tenant_id: str, tokens: Tokens, settings: Setti
         return local.folder_of(model.id, settings.models_root)
     folder = _folder_of(model, tenant_id, settings)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.with_name(f"{folder.name}.lock")):
+    with alone(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
             if model.source == "mlflow":
                 _fetch_mlflow(model, tokens.get(SecretName.MLFLOW_TOKEN), settings, folder)
             else:
                 _fetch_hub(model, tokens.get(SecretName.HUB_TOKEN), settings, folder)
+        os.utime(folder)  # used now: what was not for long is removed
     return folder
 
 
@@ -114,7 +115,7 @@ def _check(path: Path, file: HubFile, snapshot: Snapshot) -> None:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def alone(lock: Path) -> Iterator[None]:
     """Hold the lock file; whoever dies lets go of it."""
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

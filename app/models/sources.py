@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from app.accounts.models import Tenant
 from app.accounts.secrets import SecretName
+from app.kit.disk import free_bytes
 from app.models import hub, local, mlflow, parsing
 from app.models.artifact import Made
 from app.models.fetch import Tokens, cached
@@ -124,7 +123,7 @@ def _is_local(settings: Settings) -> bool:
 
 
 def _require_room(wanted: int, settings: Settings) -> None:
-    free = shutil.disk_usage(_existing(settings.state_folder)).free
+    free = max(0, free_bytes(settings.state_folder) - settings.disk.reserve_bytes)
     if wanted > free:
         raise at(
             "/model/id",
@@ -132,10 +131,6 @@ def _require_room(wanted: int, settings: Settings) -> None:
             f"The model and what is made of it need {wanted / 1e9:.1f} GB of disk; {free / 1e9:.1f} GB are free.",
             hint="Choose a smaller model, or ask the operator for a larger disk.",
         )
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ class Artifact(BaseModel):
     size: int = Field(description="Bytes.")
     sha256: str
     created_at: datetime
+    lost_at: datetime | None = Field(default=None, description="When its bytes were found missing, if they were.")
 
 
 class ArtifactList(BaseModel):

@@ -140,11 +140,13 @@ class Job(BaseModel):
     )
     retry_of: str | None
     error: Problem | None
+    artifacts_expire_at: datetime | None = Field(default=None, description="When the files are removed, or were.")
     created_at: datetime
     queued_at: datetime
     started_at: datetime | None
     cancelling_at: datetime | None
     finished_at: datetime | None
+    deleted_at: datetime | None = Field(default=None, description="What is left of the job then is a tombstone.")
 
 
 class Attempt(BaseModel):

@@ -7,11 +7,13 @@ import errno
 import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from app.artifacts import s3
+from app.artifacts.local import LocalStore
 from app.artifacts.store import Store, open_store
 from secateur.problems import ProblemError
 from tests.s3_server import KEY_ID, SECRET, serve_s3
@@ -107,6 +109,37 @@ async def test_delete_removes_and_may_be_repeated(store: Store, tmp_path: Path) 
     await store.delete(TENANT, sha256)
     await store.delete(TENANT, sha256)
     assert not await store.exists(TENANT, sha256)
+
+
+async def test_lists_its_blobs_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    begun = datetime.now(UTC)
+    small, large = _write(tmp_path / "small", b"x"), _write(tmp_path / "large", bytes(1_000))
+    await store.put_file(TENANT, small, tmp_path / "small")
+    await store.put_file("tnt_0002", small, tmp_path / "small")
+    await store.put_file(TENANT, large, tmp_path / "large")
+    if isinstance(store, LocalStore):
+        (store.folder / "README").write_text("the operator's own")
+        (store.folder / TENANT / small[:2] / "notes.txt").write_text("too")
+    found = [blob async for blob in store.blobs()]
+    assert sorted((blob.tenant_id, blob.sha256, blob.size) for blob in found) == sorted(
+        [(TENANT, small, 1), ("tnt_0002", small, 1), (TENANT, large, 1_000)]
+    )
+    assert all(abs(blob.modified_at - begun) < timedelta(seconds=60) for blob in found)
+
+
+async def test_pieces_of_a_broken_upload_are_dropped_when_they_are_old(store: Store, tmp_path: Path) -> None:
+    sha256 = _write(tmp_path / "file", b"whole")
+    await store.put_file(TENANT, sha256, tmp_path / "file")
+    if isinstance(store, LocalStore):
+        (store.folder / TENANT / sha256[:2] / ".incoming-x1").write_bytes(b"hal")
+    else:
+        assert isinstance(store, s3.S3Store)
+        store._client.create_multipart_upload(Bucket=store.bucket, Key=f"{store.prefix}/{TENANT}/{'0' * 64}")
+    now = datetime.now(UTC)
+    assert await store.drop_unfinished(now - timedelta(hours=1)) == 0
+    assert await store.drop_unfinished(now + timedelta(minutes=1)) == 1
+    assert await store.drop_unfinished(now + timedelta(minutes=1)) == 0
+    assert await store.exists(TENANT, sha256)
 
 
 async def test_the_same_blob_put_many_times_at_once_is_one_blob(store: Store, tmp_path: Path) -> None:
