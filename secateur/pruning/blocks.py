@@ -13,7 +13,6 @@ from secateur.pruning.allocation import Target
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
 from secateur.pruning.experts import fewest_tokens
-from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family
 from secateur.pruning.group_pruner import GroupPruner, Observed
@@ -59,13 +58,13 @@ def prune_blocks(
     for index in range(first, total):
         started = time.monotonic()
         pruner.begin(index)
-        pruner.facts.score = scores[index] if scores else None
         if walk:
             walk.prune(index, propagate=index + 1 < total)
         else:
             pruner.prune_unobserved()
         pruner.write(attempt)
         pruner.facts.seconds = time.monotonic() - started
+        pruner.facts.score = scores[index] if scores else None
         attempt.finish(pruner.facts)
         if walk and index + 1 < total:
             attempt.save(index + 1, [batch.hidden for batch in walk.travellers])
@@ -249,22 +248,15 @@ class _Walk:
     def prune(self, index: int, *, propagate: bool) -> None:
         """Prune a block and, with `propagate`, go on behind it. If memory runs out, halve the micro-batches and begin the
         block again."""
-        while not self._pruned(index, propagate=propagate):
-            size = max(batch.tokens.numel() for batch in self.batches)
-            self.batches = self._model.halved(self.batches)
-            self._model.release()
+
+        def work(batches: list[MicroBatch]) -> None:
+            with self._model.block(index) as block:
+                self._pruner.prune_observing(block, batches, self._probe, self._guard, propagate=propagate)
+
+        def again(size: int) -> None:
             self._pruner.begin(index, fallbacks=(*self._pruner.facts.fallbacks, f"out_of_memory:micro_batch={size}"))
 
-    def _pruned(self, index: int, *, propagate: bool) -> bool:
-        """Whether the memory sufficed; when it did not, nothing that was made of the block is still held."""
-        try:
-            with self._model.block(index) as block:
-                self._pruner.prune_observing(block, self.batches, self._probe, self._guard, propagate=propagate)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or all(len(batch.tokens) == 1 for batch in self.batches):
-                raise
-            return False
-        return True
+        self.batches = self._model.within_memory(self.batches, work, again)
 
 
 def _turned(linear: Linear, weight: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def outlier_percentages(
             found.append(percentage_above(scored, multiple))
 
     for index in range(model.count):
-        batches = model.within_memory(batches, partial(take, index))
+        batches = model.within_memory(batches, partial(take, index), lambda _: None)
     return found
 
 

@@ -108,8 +108,13 @@ class StreamedModel:
                 halves.append(half)
         return halves
 
-    def within_memory(self, batches: list[MicroBatch], work: Callable[[list[MicroBatch]], None]) -> list[MicroBatch]:
-        """Do `work` on `batches`; if memory runs out, on micro-batches of half the size, and so on. Those are returned."""
+    def within_memory(
+        self, batches: list[MicroBatch], work: Callable[[list[MicroBatch]], None], again: Callable[[int], None]
+    ) -> list[MicroBatch]:
+        """Do `work` on `batches`; if memory runs out, on micro-batches of half the size, and so on. Those are returned.
+
+        `again` is told, before each further try, how many tokens were too many; it lets go of what was made so far.
+        """
         while True:
             try:
                 work(batches)
@@ -118,6 +123,7 @@ class StreamedModel:
                     raise
             else:
                 return batches
+            again(max(batch.tokens.numel() for batch in batches))
             batches = self.halved(batches)
             self.release()
 

@@ -26,6 +26,7 @@ from secateur.recipes import Sparsity
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import prune, recipe
 from tests.engine.test_pipeline import linears_of
+from tests.engine.test_resume import OutOfMemory
 from tests.engine.test_staged import GROUPS, tokens_of
 
 RULES: list[dict[str, Any]] = [
@@ -182,6 +183,16 @@ def test_owl_goes_with_every_kind_of_linear(make_family_model: MakeModel, tmp_pa
     assert len({block["score"] for block in blocks}) == len(blocks)
     linears = linears_of(result.report)
     assert abs(result.metrics["sparsity"] - 0.6) * sum(math.prod(linear["shape"]) for linear in linears) <= len(linears)
+
+
+def test_memory_that_runs_out_while_owl_looks_is_made_do_with(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = recipe("magnitude", sparsity={"target": 0.6, "allocation": {"name": "owl", "outlier": 2.0}})
+    expected = prune(wanted, llama, tmp_path / "undisturbed")
+    seen = OutOfMemory(monkeypatch, {6})  # in the second block
+    assert prune(wanted, llama, tmp_path / "again").files == expected.files
+    assert (seen.sizes[0], seen.sizes[-1]) == (6, 3)
 
 
 def test_a_percentage_is_of_all_linears_together() -> None:
