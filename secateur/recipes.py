@@ -112,7 +112,16 @@ class LeastSquares(Correction):
     clamp: Clamp = Field(default=(0.5, 2.0), description="Least and largest factor.")
 
 
-Compensation = Annotated[NoCompensation | EnergyCompensation | VarianceMatching | LeastSquares, Field(discriminator="name")]
+class MeanCorrection(Correction):
+    """Add to each bias what the mean output lost. Linears get a bias where the architecture's config can say so (Llama's
+    `attention_bias` and `mlp_bias`, for example); the config of the output says it."""
+
+    name: Literal["mean_correction"]
+
+
+Compensation = Annotated[
+    NoCompensation | EnergyCompensation | VarianceMatching | LeastSquares | MeanCorrection, Field(discriminator="name")
+]
 
 
 class _Method(_Part):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from secateur.problems import at
 from secateur.pruning.allocation import allocate, blocks_of
+from secateur.pruning.biases import bias_of, with_biases
 from secateur.pruning.datasets import known_bytes
 from secateur.pruning.families import Family, family_of, is_tied, positions_of
 from secateur.pruning.headers import ModelHeaders
 from secateur.pruning.linears import Linear, linears_of, require
 from secateur.pruning.registry import calibration_of
-from secateur.recipes import PruneRecipe, Recipe
+from secateur.recipes import MeanCorrection, PruneRecipe, Recipe
 
 
 def check(recipe: Recipe, model: ModelHeaders) -> None:
@@ -36,6 +37,7 @@ def check(recipe: Recipe, model: ModelHeaders) -> None:
         _check_pattern(recipe, linears)
         if recipe.sparsity.allocation.looks_at == "nothing":
             allocate(recipe.sparsity, blocks_of(linears))
+        _check_biases(recipe, model, family, linears)
     _check_positions(recipe, positions_of(model, family))
 
 
@@ -48,6 +50,19 @@ def _check_samples(recipe: PruneRecipe) -> None:
             "The method's guard holds a calibration sequence out; there is one sample only.",
             hint="Ask for two samples or more, or set guard to false.",
         )
+
+
+def _check_biases(recipe: PruneRecipe, model: ModelHeaders, family: Family, linears: list[list[Linear]]) -> None:
+    """Mean correction needs a bias somewhere, or a config that can give one."""
+    if isinstance(recipe.method.compensation, MeanCorrection):
+        tensors = with_biases(model, family).tensors
+        if not any(bias_of(linear) in tensors for block in linears for linear in block):
+            raise at(
+                "/method/compensation",
+                "compensation_unavailable",
+                f"No linear of a {model.architecture} can have a bias, which mean correction changes.",
+                hint="Choose another compensation, such as variance_matching.",
+            )
 
 
 def _check_texts(recipe: Recipe) -> None:

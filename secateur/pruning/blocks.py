@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from secateur.problems import ProblemError
 from secateur.pruning.allocation import Target
+from secateur.pruning.biases import bias_of
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
 from secateur.pruning.experts import fewest_tokens
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family
-from secateur.pruning.group_pruner import GroupPruner, Observed
+from secateur.pruning.group_pruner import Dense, GroupPruner, Observed
 from secateur.pruning.guard import Guard, held_out
 from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import Linear, linears_of
@@ -24,10 +25,10 @@ from secateur.pruning.methods import Pruned
 from secateur.pruning.registry import observes, sampled_share
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense, run_staged
-from secateur.pruning.statistics import InputSample, chosen_tokens, observer
+from secateur.pruning.statistics import InputMoments, InputSample, chosen_tokens, observer
 from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
 from secateur.pruning.targets import targets_of
-from secateur.recipes import PruneRecipe
+from secateur.recipes import MeanCorrection, PruneRecipe
 
 
 def prune_blocks(
@@ -87,6 +88,7 @@ class _BlockPruner:
         self.linears = linears_of(source.headers, family)
         self._targets = targets
         self._observes, self._propagate = observes(recipe.method), recipe.propagate
+        self._wants_mean = isinstance(recipe.method.compensation, MeanCorrection)
         self._share, self._seed = sampled_share(recipe.method), recipe.calibration.seed
         self._source, self._family = source, family
         self.dtype, self.device, self._lanes = DTYPES[recipe.output.dtype], device, lanes(device)
@@ -105,7 +107,8 @@ class _BlockPruner:
     def prune_unobserved(self) -> None:
         for linear in self.linears[self.facts.block]:
             stored = self._source.read(linear.name, self.dtype, self.device)
-            self._prune([linear], [_turned(linear, stored)], None, lambda _: None)
+            dense = Dense([_turned(linear, stored)], [None], [self._targets[linear.name]])
+            self._prune([linear], dense, None, lambda _: None)
 
     def prune_observing(
         self, block: nn.Module, batches: list[MicroBatch], probe: MicroBatch, guard: Guard | None, *, propagate: bool
@@ -148,7 +151,9 @@ class _BlockPruner:
 
     def _observed(self, group: Group, inputs: list[Tensor]) -> Observed:
         sample = InputSample(chosen_tokens(self._tokens, self._share, self._seed)) if self._share else None
-        observed = Observed(observer(self._observes, self._linears_in(group)[0].in_features, self.device), sample)
+        width = self._linears_in(group)[0].in_features
+        moments = InputMoments(width, self.device) if self._wants_mean else None
+        observed = Observed(observer(self._observes, width, self.device), sample, moments)
         observed.add(inputs, self._lanes)
         return observed
 
@@ -161,27 +166,32 @@ class _BlockPruner:
         def place(pruned: list[Pruned]) -> None:
             for linear, module, each in zip(linears, modules, pruned, strict=True):
                 module.weight = nn.Parameter(_turned(linear, each.weight), requires_grad=False)
+            for module, before, each in zip(modules, biases, pruned, strict=True):
+                if before is not None:
+                    module.bias = nn.Parameter(before if each.bias is None else each.bias, requires_grad=False)
 
+        biases = [getattr(module, "bias", None) for module in modules]
         weights = [_turned(linear, module.get_parameter("weight")) for linear, module in zip(linears, modules, strict=True)]
-        self._prune(linears, weights, observed, place)
+        targets = [self._targets[linear.name] for linear in linears]
+        self._prune(linears, Dense(weights, biases, targets), observed, place)
 
     def _linears_in(self, group: Group) -> list[Linear]:
         by_module = {linear.module: linear for linear in self.linears[self.facts.block]}
         return [by_module[module] for module in group]
 
     def _prune(
-        self, linears: list[Linear], weights: list[Tensor], observed: Observed | None, place: Callable[[list[Pruned]], None]
+        self, linears: list[Linear], dense: Dense, observed: Observed | None, place: Callable[[list[Pruned]], None]
     ) -> None:
-        """Prune `weights`, (out_features, in_features) each."""
         started = time.monotonic()
-        targets = [self._targets[linear.name] for linear in linears]
         if observed and linears[0].routed and observed.tokens < fewest_tokens(linears[0].in_features, self._observes):
-            decided = self._group_pruner.prune_by_weight_alone(weights, targets, observed.tokens, self._guard, place)
+            decided = self._group_pruner.prune_by_weight_alone(dense, observed.tokens, self._guard, place)
         else:
-            decided = self._group_pruner.prune(weights, targets, observed, self._guard, place)
-        seconds, rows = time.monotonic() - started, sum(len(weight) for weight in weights)
-        for linear, target, each in zip(linears, targets, decided.pruned, strict=True):
+            decided = self._group_pruner.prune(dense, observed, self._guard, place)
+        seconds, rows = time.monotonic() - started, sum(len(weight) for weight in dense.weights)
+        for linear, target, each in zip(linears, dense.targets, decided.pruned, strict=True):
             self._pruned[linear.name] = _turned(linear, each.weight)
+            if each.bias is not None:
+                self._pruned[bias_of(linear)] = each.bias
             self.facts.linears.append(
                 LinearFacts(
                     name=linear.name,
@@ -219,12 +229,18 @@ class _Walk:
     def __init__(self, pruner: _BlockPruner, source: Checkpoint, family: Family, tokens: Tensor, *, guarded: bool) -> None:
         self._pruner = pruner
         self._model = StreamedModel(source, family, pruner.dtype, pruner.device)
-        observed, guards = held_out(tokens) if guarded else (tokens, None)
+        self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
+        observed, guards = held_out(tokens, self._groups()) if guarded else (tokens, None)
         self.batches = self._model.batches(observed)
         self._guard = Guard(self._model.enter(guards), self._model.enter(guards)) if guards is not None else None
-        self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
         self._model.release()
         give_back()
+
+    def _groups(self) -> int:
+        """How many groups of linears the last block has: experts, if there are any, may begin behind the first ones."""
+        last = self._model.count - 1
+        with self._model.block(last) as block:
+            return len(groups_of(block, last, [linear.module for linear in self._pruner.linears[last]], self._probe))
 
     @property
     def travellers(self) -> list[MicroBatch]:

@@ -68,6 +68,8 @@ class Checkpoint:
         """A tensor by name, cast to `dtype` if it `is_cast`. Raises ProblemError `model_file_corrupt` if the file was cut
         short."""
         header = self.headers.tensors[name]
+        if not header.file:
+            return torch.zeros(header.shape, dtype=dtype or _OF_FORMAT[header.dtype], device=device)
         to_gpu = device is not None and device.type == "cuda"
         raw = torch.empty(header.end - header.start, dtype=torch.uint8, pin_memory=to_gpu)
         file = self._open(header.file)
@@ -86,7 +88,7 @@ class Checkpoint:
     def prefetch(self, names: Iterable[str]) -> None:
         """Ask the system to read these tensors ahead, where it takes such advice."""
         if sys.platform == "linux":
-            for header in (self.headers.tensors[name] for name in names):
+            for header in (header for header in map(self.headers.tensors.__getitem__, names) if header.file):
                 file = self._open(header.file)
                 os.posix_fadvise(file.fileno(), header.start, header.end - header.start, os.POSIX_FADV_WILLNEED)
 

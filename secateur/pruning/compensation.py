@@ -107,6 +107,15 @@ def _share(part: Tensor, whole: Tensor) -> float:
     return max(0.0, float(part) / float(whole)) if float(whole) > 0 else 0.0
 
 
+def mean_corrected(weight: Tensor, pruned: Pruned, mean: Tensor, bias: Tensor | None) -> Pruned:
+    """The pruned linear with the mean output of the dense one: (W - W') E x is added to its `bias`, (out_features,), if it
+    can have one. `mean`: the mean input E x, (in_features,)."""
+    if bias is None:
+        return replace(pruned, fallbacks=(*pruned.fallbacks, "compensation_refused:mean_correction:no_bias"))
+    lost = (weight.double() - pruned.weight.double()) @ mean.double()  # (out_features,)
+    return replace(pruned, bias=(bias.double() + lost).to(bias.dtype))
+
+
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """The quotient; one where the denominator is zero: what is not there cannot be scaled."""
     return torch.where(denominator > 0, numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny), 1.0)

@@ -35,7 +35,7 @@ class Family:
     `base` is the module that holds everything but the head: a checkpoint that was saved from it alone lacks this prefix,
     which `bare` says. `renamed`: what in a tensor's name transformers calls otherwise. `count` and `positions` are the keys
     of config.json for the number of blocks and of positions; `most_positions` are those of a config that does not say, None
-    if there is no end to them.
+    if there is no end to them. `bias_switches`: keys of config.json that give linears a bias, and which linears.
     """
 
     architecture: str
@@ -51,6 +51,7 @@ class Family:
     norm: str | None = "model.norm.weight"
     head: str = "lm_head.weight"
     tied: bool = False
+    bias_switches: tuple[tuple[str, tuple[str, ...]], ...] = ()
     bare: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
     count: str = "num_hidden_layers"
@@ -87,10 +88,10 @@ def _deepseek(architecture: str, model_type: str) -> Family:
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
     for family in (
-        Family("LlamaForCausalLM", "llama"),
+        Family("LlamaForCausalLM", "llama", bias_switches=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP))),
         Family("MistralForCausalLM", "mistral"),
         Family("Qwen2ForCausalLM", "qwen2"),
-        Family("Qwen3ForCausalLM", "qwen3", norms=(*_NORMS, *_QK_NORMS)),
+        Family("Qwen3ForCausalLM", "qwen3", norms=(*_NORMS, *_QK_NORMS), bias_switches=(("attention_bias", _ATTENTION),)),
         Family("Gemma2ForCausalLM", "gemma2", norms=_FOUR_NORMS, tied=True),
         Family("Gemma3ForCausalLM", "gemma3_text", norms=(*_FOUR_NORMS, *_QK_NORMS), tied=True),
         Family(

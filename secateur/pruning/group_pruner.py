@@ -9,24 +9,26 @@ from torch import Tensor
 
 from secateur import recipes
 from secateur.pruning.allocation import Target
-from secateur.pruning.compensation import compensated
+from secateur.pruning.compensation import compensated, mean_corrected
 from secateur.pruning.facts import Choice
 from secateur.pruning.guard import Guard
 from secateur.pruning.lanes import Lanes
 from secateur.pruning.methods import Method, Pruned
 from secateur.pruning.methods.magnitude import MagnitudeMethod
 from secateur.pruning.registry import METHODS
-from secateur.pruning.statistics import InputSample, Statistics, observe
+from secateur.pruning.statistics import InputMoments, InputSample, Statistics, observe
 
 Place = Callable[[list[Pruned]], None]  # puts candidates into the block
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is known of a group's inputs: what the method observes, and the sample that compensation is made from, if any."""
+    """What is known of a group's inputs: what the method observes, and what compensation is made from: a sample, or
+    the mean."""
 
     statistics: Statistics
     sample: InputSample | None = None
+    moments: InputMoments | None = None
 
     @property
     def tokens(self) -> int:
@@ -36,6 +38,8 @@ class Observed:
     def add(self, inputs: Sequence[Tensor], lanes: Lanes) -> None:
         """Take in all `inputs`, (…, in_features) each."""
         observe(self.statistics, inputs, lanes)
+        if self.moments:
+            observe(self.moments, inputs, lanes)
         if self.sample:
             for part in inputs:
                 self.sample.add(part)
@@ -50,13 +54,24 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class Dense:
+    """Linears with the same input before they are pruned.
+
+    `weights`: (out_features, in_features) each; `biases`: (out_features,) each, None for a linear that cannot have one.
+    """
+
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor | None]
+    targets: Sequence[Target]
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
     """A group that is to be pruned. `prepared` is the method's own."""
 
-    weights: Sequence[Tensor]
-    targets: Sequence[Target]
+    dense: Dense
     prepared: object
-    sample: Tensor | None
+    observed: Observed | None
 
 
 class GroupPruner:
@@ -67,35 +82,21 @@ class GroupPruner:
         self._methods: dict[str, Method] = {name: card.load()(each) for name, each in parameters.alternatives.items()}
         self._wanted = parameters.compensation
 
-    def prune(
-        self,
-        weights: Sequence[Tensor],
-        targets: Sequence[Target],
-        observed: Observed | None,
-        guard: Guard | None,
-        place: Place,
-    ) -> Decided:
-        """Decide on new weights for a group; without a `guard` there must be one way only. What was chosen is in its place.
-
-        `weights`: (out_features, in_features) each.
-        """
+    def prune(self, dense: Dense, observed: Observed | None, guard: Guard | None, place: Place) -> Decided:
+        """Decide on a group's new weights, which are then in place; without a `guard` there must be one way only."""
         first = next(iter(self._methods.values()))
-        statistics, sample = (observed.statistics, observed.sample) if observed else (None, None)
-        task = _Task(weights, targets, first.prepare(statistics), sample.inputs if sample else None)
+        task = _Task(dense, first.prepare(observed.statistics if observed else None), observed)
         if guard:
             return self._guarded(task, guard, place)
-        made = self._compensated(task, first.prune(weights, targets, task.prepared))
+        made = self._compensated(task, first.prune(dense.weights, dense.targets, task.prepared))
         place(made)
         return Decided(made)
 
-    def prune_by_weight_alone(
-        self, weights: Sequence[Tensor], targets: Sequence[Target], tokens: int, guard: Guard | None, place: Place
-    ) -> Decided:
+    def prune_by_weight_alone(self, dense: Dense, tokens: int, guard: Guard | None, place: Place) -> Decided:
         """What becomes of an expert that saw so few `tokens` that they say little: magnitude, row by row, and no more."""
         method = MagnitudeMethod(recipes.Magnitude(name="magnitude", comparison="row"))
-        made = [
-            replace(each, fallbacks=(f"by_weight_alone:tokens={tokens}",)) for each in method.prune(weights, targets, None)
-        ]
+        plain = method.prune(dense.weights, dense.targets, None)
+        made = [replace(each, fallbacks=(f"by_weight_alone:tokens={tokens}",)) for each in plain]
         if guard:
             guard.choose([("magnitude", made)], place)  # there is no choice, but the held-out sequences have to go on
         else:
@@ -106,7 +107,7 @@ class GroupPruner:
         """Choose among the method's alternatives, each compensated; then whether the best one is."""
 
         def plain(name: str) -> list[Pruned]:
-            return self._methods[name].prune(task.weights, task.targets, task.prepared)
+            return self._methods[name].prune(task.dense.weights, task.dense.targets, task.prepared)
 
         best, choices = guard.choose(((name, self._compensated(task, plain(name))) for name in self._methods), place)
         made = [choices] if len(self._methods) > 1 else []
@@ -118,11 +119,14 @@ class GroupPruner:
         return Decided(best.candidate, tuple(made))
 
     def _compensated(self, task: _Task, plain: list[Pruned]) -> list[Pruned]:
-        if not isinstance(self._wanted, recipes.Correction):
+        wanted, observed = self._wanted, task.observed
+        if not isinstance(wanted, recipes.Correction):
             return plain
-        return [
-            compensated(weight, each, self._wanted, task.sample) for weight, each in zip(task.weights, plain, strict=True)
-        ]
+        if observed and observed.moments:
+            mean, linears = observed.moments.mean, zip(task.dense.weights, plain, task.dense.biases, strict=True)
+            return [mean_corrected(weight, each, mean, bias) for weight, each, bias in linears]
+        inputs = observed.sample.inputs if observed and observed.sample else None
+        return [compensated(weight, each, wanted, inputs) for weight, each in zip(task.dense.weights, plain, strict=True)]
 
 
 def _refused(plain: list[Pruned], compensation: str) -> list[Pruned]:

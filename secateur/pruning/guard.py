@@ -6,8 +6,8 @@ blocks, which are the target, and through the pruned ones. So a candidate is jud
 has drifted from the dense one, and what earlier blocks did is part of it. Judged on the same input for both, as
 is usual, candidates that lower the error can raise the perplexity: see docs/methods/statistical-correction.md.
 
-A block with G groups of linears costs them 1 + 2 G forwards. They have a sixty-fourth of the calibration tokens: with the
-four groups of a Llama block that is 9/64, 14 %, of a forward of the calibration set, which takes most of a pruning's time.
+A block with G groups of linears costs them 1 + 2 G forwards. They have so many of the calibration tokens that this is 9/64,
+14 %, of a forward of the calibration set, which takes most of a pruning's time: a sixty-fourth with a Llama's four groups.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from secateur.pruning.facts import Choice
 from secateur.pruning.methods import Pruned
 from secateur.pruning.streaming import MicroBatch, run_block
 
-HELD_OUT = 64  # one token of so many is held out
+SHARE = 9 / 64  # of a forward of the calibration set
 FEWEST_TOKENS = 16
 
 
-def held_out(tokens: Tensor) -> tuple[Tensor, Tensor]:
+def held_out(tokens: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The calibration set, (samples, length), as what statistics are taken from and what is held out, both (…, length).
 
     Whole sequences are held out, the last of the set, which was drawn at random; they are cut to the number of tokens that
-    the guard may have. `tokens` has two sequences or more.
+    the guard may have in a model whose blocks have so many `groups`. `tokens` has two sequences or more.
     """
-    sequences = max(1, len(tokens) // HELD_OUT)
-    kept = max(tokens.numel() // (HELD_OUT * sequences), FEWEST_TOKENS)
-    return tokens[:-sequences], tokens[-sequences:, :kept]
+    allowed = int(tokens.numel() * SHARE / (1 + 2 * groups))
+    sequences = max(1, allowed // tokens.shape[1])
+    return tokens[:-sequences], tokens[-sequences:, : max(allowed // sequences, FEWEST_TOKENS)]
 
 
 def output_error(output: Tensor, target: Tensor) -> float:

@@ -66,7 +66,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Where a tensor lies: `start` and `end` are byte offsets in `file`, counted from the file's beginning."""
+    """Where a tensor lies: `start` and `end` are byte offsets in `file`, counted from the file's beginning. A tensor without
+    a file is all zeros."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -81,13 +82,17 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelHeaders:
-    """A model as its config and headers describe it. Of a GGUF file (`format` "gguf") no tensor is known yet."""
+    """A model as its config and headers describe it. Of a GGUF file (`format` "gguf") no tensor is known yet.
+
+    `switched`: what of `config` is not what the file says.
+    """
 
     format: Literal["safetensors", "gguf"]
     config: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     gguf_file: str | None = None
     gguf_bytes: int = 0
+    switched: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -108,7 +113,7 @@ class ModelHeaders:
         """The files that hold the weights, sorted."""
         if self.gguf_file:
             return (self.gguf_file,)
-        return tuple(sorted({tensor.file for tensor in self.tensors.values()}))
+        return tuple(sorted({tensor.file for tensor in self.tensors.values() if tensor.file}))
 
 
 def read_model(folder: Path) -> ModelHeaders:

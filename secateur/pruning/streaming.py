@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class StreamedModel:
     def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: torch.device) -> None:
         self._checkpoint, self._family, self._dtype, self.device = checkpoint, family, dtype, device
         self._tensors = {family.parameter(name): name for name in checkpoint.headers.tensors}
-        self.model = _without_weights(checkpoint.folder, dtype, device)
+        self.model = _without_weights(checkpoint, dtype, device)
         self._decoder = self.model.get_submodule(family.block_list.rpartition(".")[0])
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.block_list).children())
         self.count = len(self._blocks)
@@ -215,7 +214,7 @@ def require_fit(checkpoint: Checkpoint, family: Family) -> None:
     As for `from_pretrained`, a tensor that is tied to another may be absent, and what old versions saved beside the weights
     may be there.
     """
-    model = _without_weights(checkpoint.folder, torch.float32, torch.device("cpu"))
+    model = _without_weights(checkpoint, torch.float32, torch.device("cpu"))
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {family.parameter(name): tensor.shape for name, tensor in checkpoint.headers.tensors.items()}
     missing = expected.keys() - found.keys()
@@ -252,11 +251,13 @@ def run_block(block: nn.Module, index: int, batch: MicroBatch) -> Tensor:
     return hidden
 
 
-def _without_weights(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
     """The model on the meta device, but for the buffers that no checkpoint holds (rotary frequencies), which are made."""
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                str(checkpoint.folder), trust_remote_code=False, local_files_only=True, **checkpoint.headers.switched
+            )
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, attn_implementation=_attention(config), trust_remote_code=False

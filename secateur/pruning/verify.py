@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
+from secateur.pruning.biases import bias_of
 from secateur.pruning.checkpoint import DTYPES, FORMAT_NAMES, Checkpoint, is_cast
 from secateur.pruning.families import Family
 from secateur.pruning.headers import read_model
 from secateur.pruning.linears import linears_of
 from secateur.pruning.methods import BITS
-from secateur.recipes import PruneRecipe
+from secateur.recipes import MeanCorrection, PruneRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
 
     `removed`: the number of weights removed from each pruned linear, by its name. Every tensor is there with its shape and
     dtype; pruned ones are finite, hold at least the zeros removed from them, none of them negative, and obey the pattern;
-    all others are the source's bit for bit (after the cast, if the dtype changes). Raises ProblemError
+    biases that mean correction may change are finite; all others are the source's bit for bit (after the cast, if the dtype
+    changes). Raises ProblemError
     `verification_failed`.
     """
     headers = read_model(folder)
@@ -45,8 +47,13 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
         _fail("the file does not hold the same tensors as the source")
     if headers.config.get("tie_word_embeddings") != source.headers.config.get("tie_word_embeddings"):
         _fail("embeddings and head are no longer tied as they were")
+    if any(headers.config.get(key) is not value for key, value in source.headers.switched.items()):
+        _fail("config.json does not say which linears have a bias")
     dtype = DTYPES[recipe.output.dtype]
-    transposed = {linear.name for block in linears_of(source.headers, family) for linear in block if linear.transposed}
+    linears = [linear for block in linears_of(source.headers, family) for linear in block]
+    transposed = {linear.name for linear in linears if linear.transposed}
+    corrects = isinstance(recipe.method.compensation, MeanCorrection)
+    corrected = {bias_of(linear) for linear in linears} if corrects else set()
     zeros_of: dict[str, int] = {}
     with Checkpoint(folder, headers) as written:
         for name, expected in source.headers.tensors.items():
@@ -57,6 +64,9 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
             if name in removed:
                 weight = written.read(name).T if name in transposed else written.read(name)
                 zeros_of[name] = _check_pruned(name, weight, removed[name], recipe.sparsity.group)
+            elif name in corrected:
+                if not bool(written.read(name).isfinite().all()):
+                    _fail(f"'{name}' holds a value that is not finite")
             elif not torch.equal(_bits(written.read(name)), _bits(source.read(name, dtype))):
                 _fail(f"'{name}' was not to be touched and differs from the source")
     weights = sum(headers.tensors[name].elements for name in removed)

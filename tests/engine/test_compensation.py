@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
+from secateur.problems import ProblemError
+from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.compensation import (
     compensated,
     energy_compensated,
@@ -19,9 +23,11 @@ from secateur.pruning.compensation import (
     matching_factors,
     output_moments,
 )
+from secateur.pruning.datasets import read_text
 from secateur.pruning.methods import Pruned
 from secateur.pruning.statistics import InputSample, chosen_tokens
 from secateur.recipes import EnergyCompensation, LeastSquares, VarianceMatching
+from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint, prune, recipe
 
 WIDE = (1e-6, 1e6)  # a clamp that does not clamp
@@ -169,6 +175,20 @@ def test_the_sample_is_seeded_and_does_not_depend_on_how_tokens_come() -> None:
     assert torch.equal(whole.inputs, parts.inputs)
 
 
+def calibration_tokens(model: Path) -> Tensor:
+    """Those of `recipe`, (6, 32)."""
+    text = read_text("wikitext2-sample", "calibration")[:40_000]
+    return calibration_set(tokenise(model, text, 300), recipe().calibration).tokens
+
+
+def first_output(folder: Path, tokens: Tensor) -> Tensor:
+    """What the first linear makes of the first block's input, (batch, seq, out_features)."""
+    model, seen = LlamaForCausalLM.from_pretrained(folder), list[Tensor]()
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    model(tokens)
+    return seen[0]
+
+
 def test_energy_compensation_of_magnitude_needs_no_data(llama: Path, tmp_path: Path) -> None:
     wanted = recipe({"name": "magnitude", "compensation": {"name": "energy", "guard": False}})
     report = prune(wanted, llama, tmp_path).report
@@ -187,3 +207,34 @@ def test_compensation_of_updated_weights_has_to_be_asked_for() -> None:
         recipe(wanted)
     wanted["compensation"] = {"name": "variance_matching", "on_updated_weights": True}
     assert recipe(wanted).method.guarded
+
+
+def test_mean_correction_gives_a_llama_biases_and_says_so_in_its_config(llama: Path, tmp_path: Path) -> None:
+    method = {"name": "wanda", "compensation": {"name": "mean_correction", "guard": False}}
+    report = prune(recipe(method, 0.6, propagate="none"), llama, tmp_path).report
+    config = json.loads((tmp_path / "output" / "config.json").read_text())
+    assert (config["attention_bias"], config["mlp_bias"]) == (True, True)
+    tokens = calibration_tokens(llama)
+    corrected, before = (first_output(folder, tokens) for folder in (tmp_path / "output", llama))
+    torch.testing.assert_close(corrected.mean(dim=(0, 1)), before.mean(dim=(0, 1)), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(corrected, before, rtol=1e-2)
+    assert all(not linear["fallbacks"] for block in report["blocks"] for linear in block["linears"])
+
+
+def test_a_linear_that_cannot_have_a_bias_is_named(make_model: MakeModel, tmp_path: Path) -> None:
+    method = {"name": "wanda", "compensation": {"name": "mean_correction"}}
+    report = prune(recipe(method), make_model("Qwen2ForCausalLM"), tmp_path).report
+    refused = [
+        linear["name"].split(".")[-2]
+        for linear in report["blocks"][0]["linears"]
+        if "compensation_refused:mean_correction:no_bias" in linear["fallbacks"]
+        or "compensation_refused:mean_correction" in linear["fallbacks"]
+    ]
+    assert {"o_proj", "gate_proj", "up_proj", "down_proj"} <= set(refused)
+
+
+def test_a_model_that_can_have_no_bias_is_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    method = {"name": "wanda", "compensation": {"name": "mean_correction"}}
+    with pytest.raises(ProblemError, match="No linear of a MistralForCausalLM") as raised:
+        prune(recipe(method), make_model("MistralForCausalLM"), tmp_path)
+    assert raised.value.code == "compensation_unavailable"

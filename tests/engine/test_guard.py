@@ -97,12 +97,14 @@ def test_an_error_does_not_depend_on_a_single_large_token() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "length", "sequences", "kept"),
-    [(32, 512, 1, 256), (64, 2048, 1, 2048), (128, 2048, 2, 2048), (2, 32, 1, 16)],
+    ("samples", "length", "groups", "sequences", "kept"),
+    [(32, 512, 4, 1, 256), (64, 2048, 4, 1, 2048), (128, 2048, 4, 2, 2048), (2, 32, 4, 1, 16), (64, 2048, 22, 1, 409)],
 )
-def test_a_sixty_fourth_of_the_tokens_is_held_out(samples: int, length: int, sequences: int, kept: int) -> None:
+def test_as_many_tokens_are_held_out_as_a_seventh_of_a_forward_allows(
+    samples: int, length: int, groups: int, sequences: int, kept: int
+) -> None:
     tokens = torch.arange(samples * length).view(samples, length)
-    observed, held = held_out(tokens)
+    observed, held = held_out(tokens, groups)
     assert torch.equal(observed, tokens[: samples - sequences])
     assert torch.equal(held, tokens[samples - sequences :, :kept])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import transformers
 
 from secateur import __version__
 from secateur.pruning import report
+from secateur.pruning.biases import with_biases
 from secateur.pruning.blocks import best_device, prune_blocks, write_outside_blocks
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.checkpoint import Checkpoint, gather
@@ -20,11 +22,18 @@ from secateur.pruning.memory import give_back
 from secateur.pruning.resume import Attempt
 from secateur.pruning.streaming import StreamedModel
 from secateur.pruning.verify import verify
-from secateur.recipes import PruneRecipe
+from secateur.recipes import MeanCorrection, PruneRecipe
 
 
 def prune(job: Job[PruneRecipe]) -> Outcome:
     """Fill the job's output with a verified checkpoint, its report and card."""
+    if not isinstance(job.recipe.method.compensation, MeanCorrection):
+        return _prune(job)
+    with Checkpoint(job.source.folder, with_biases(job.source.headers, job.family)) as source:
+        return _prune(replace(job, source=source))
+
+
+def _prune(job: Job[PruneRecipe]) -> Outcome:
     job.narrator.stage("calibrating")
     calibration, evaluation = job.calibration_tokens(), job.evaluation_tokens()
     give_back()

@@ -22,7 +22,7 @@ class Pruned:
 
     `weight`: (out_features, in_features), in the dtype it came in. `removed`: the mask, same shape, True where a weight was
     removed. `error`: squared output error relative to the squared output, as `error_measure` estimates it. `fallbacks`:
-    what had to be done numerically beyond the method's text.
+    what had to be done numerically beyond the method's text. `bias`: (out_features,), None where it is what it was.
     """
 
     weight: Tensor
@@ -30,6 +30,7 @@ class Pruned:
     error: float
     error_measure: str
     fallbacks: tuple[str, ...] = ()
+    bias: Tensor | None = None
 
 
 class Method(Protocol):
