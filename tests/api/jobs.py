@@ -11,7 +11,7 @@ from sqlalchemy import delete
 from app.accounts import keys
 from app.accounts.keys import Scope
 from app.accounts.models import Tenant
-from app.artifacts.models import Artifact
+from app.artifacts.models import Artifact, Upload
 from app.jobs import service
 from app.jobs.models import Attempt, Event, IdempotencyRecord, Job, OutboxMessage
 from app.jobs.states import ACTIVE, TERMINAL, Status
@@ -57,7 +57,7 @@ async def make_key(
 async def forget_jobs(database: Database) -> None:
     """Empty the tables of jobs and of what belongs to them."""
     async with database.write() as session:
-        for table in (Artifact, Attempt, Event, OutboxMessage, WebhookMessage, IdempotencyRecord, Job):
+        for table in (Artifact, Upload, Attempt, Event, OutboxMessage, WebhookMessage, IdempotencyRecord, Job):
             await session.execute(delete(table))
 
 

@@ -45,6 +45,7 @@ class Life:
     raised: bool = False
     error: str | None = None
     files: int = 0
+    deleted: bool = False
     tries: list[Try] = field(default_factory=list)
     story: list[str] = field(default_factory=lambda: ["queued"])
     bells: int = 1
@@ -142,6 +143,13 @@ class World:
         if job.status in {"queued", "running"}:
             job.move("cancelled" if job.status == "queued" else "cancelling")
         return job.status in {"cancelling", "cancelled"}
+
+    def delete(self, job_id: str) -> bool:
+        """Whether that is no error."""
+        job = self.jobs[job_id]
+        if job.status in ENDED:
+            job.deleted, job.files = True, 0
+        return job.deleted
 
     def reap(self, at: datetime) -> None:
         for job in self.jobs.values():

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.models import Tenant
 from app.artifacts.models import Artifact
-from app.jobs import claims, idempotency, service
+from app.jobs import claims, idempotency, retention, service
 from app.jobs.claims import NewArtifact
 from app.jobs.models import Attempt, Event, Job, OutboxMessage
 from app.jobs.reaper import reap
@@ -222,9 +222,30 @@ class Lives(RuleBasedStateMachine):
             return await self._create(session, before.queue, {}, retry_of=job_id)
 
         job = self.do(retry)
-        assert (job is not None) == (before.status in ENDED - {"succeeded"})
+        assert (job is not None) == (before.status in ENDED - {"succeeded"} and not before.deleted)
         if job is not None:
             self.world.jobs[job.id] = Life(job.id, self.now, before.queue)
+
+    @precondition(lambda self: self.world.jobs)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        job_id = data.draw(st.sampled_from(sorted(self.world.jobs)))
+
+        async def delete(session: AsyncSession) -> bool:
+            try:
+                await retention.delete_job(session, self.tenant.id, job_id, at=self.now)
+            except ProblemError:
+                return False
+            return True
+
+        assert self.do(delete) == self.world.delete(job_id)
+
+    @precondition(lambda self: self.tokens)
+    @rule(data=st.data())
+    def begin_an_upload(self, data: st.DataObject) -> None:
+        token = self._some_attempt(data)
+        held = self.world.held(token, "running", "cancelling")
+        self._end(token, claims.begin_upload, held.status if held else None, digests=["a" * 64])
 
     @rule()
     def reap(self) -> None:
@@ -277,7 +298,7 @@ def _compare(found: Snapshot, job: Job, life: Life) -> None:
     log = found.events[job.id]
     assert [event.seq for event in log] == list(range(1, job.event_seq + 1))
     assert [event.data["status"] for event in log if event.type == "status"] == life.story
-    assert found.files[job.id] == life.files
+    assert (found.files[job.id], job.deleted_at is not None) == (life.files, life.deleted)
 
 
 @pytest.fixture
