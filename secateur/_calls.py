@@ -85,6 +85,11 @@ def cancel_job(job_id: str) -> Call[Job]:
     return (yield from receive(Request("POST", f"{_of_job(job_id)}/cancel"), Job))
 
 
+def delete_job(job_id: str) -> Call[None]:
+    """Remove the files and the report of a job that has ended. May be repeated."""
+    yield from send(Request("DELETE", _of_job(job_id)))
+
+
 def retry_job(job_id: str, *, idempotency_key: str | None = None) -> Call[Job]:
     """A new job with the recipe of one that failed, expired or was cancelled."""
     return (yield from receive(Request("POST", f"{_of_job(job_id)}/retry", headers=_idempotent(idempotency_key)), Job))

@@ -33,6 +33,7 @@ for command in (
     jobs.jobs,
     jobs.cancel,
     jobs.retry,
+    jobs.delete,
     catalog.methods,
     catalog.models,
     hub_token.hub_token,

@@ -1,4 +1,4 @@
-"""`secateur jobs`, `cancel`, `retry`."""
+"""`secateur jobs`, `cancel`, `retry`, `delete`."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def retry(job_id: JobId, as_json: AsJson = False) -> None:
     """Submit the recipe of a failed, cancelled or expired job again."""
     with Client() as client:
         _tell(client.jobs.retry(job_id), as_json)
+
+
+def delete(job_id: JobId) -> None:
+    """Remove the files of a job that has ended."""
+    with Client() as client:
+        client.jobs.delete(job_id)
+    stdout.print(f"{job_id} is deleted")
 
 
 def _tell(job: Job, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from secateur import Client
 from secateur.cli.output import AsJson, print_json, stdout
 from secateur.cli.watch import follow
 
-_CALIBRATION, _EVALUATION, _OUTPUT = "Calibration", "Evaluation", "Output"
+_CALIBRATION, _EVALUATION, _OUTPUT, _SCHEDULE = "Calibration", "Evaluation", "Output", "Schedule"
 
 
 def submit(
@@ -51,6 +51,13 @@ def submit(
     max_windows: Annotated[int | None, typer.Option(help="Stop after so many.", rich_help_panel=_EVALUATION)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the pruned model.", rich_help_panel=_OUTPUT)] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32.", rich_help_panel=_OUTPUT)] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="-10 to 10; the highest of a queue runs first.", rich_help_panel=_SCHEDULE)
+    ] = None,
+    start_deadline: Annotated[
+        int | None, typer.Option(help="Seconds; not begun by then, the job expires.", rich_help_panel=_SCHEDULE)
+    ] = None,
+    max_runtime: Annotated[int | None, typer.Option(help="Seconds that it may run.", rich_help_panel=_SCHEDULE)] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="A label; may be repeated.", metavar="NAME=VALUE", rich_help_panel=_OUTPUT)
     ] = None,
@@ -74,6 +81,7 @@ def submit(
         "calibration": {"dataset": calibration, "samples": samples, "sequence_length": sequence_length, "seed": seed},
         "evaluation": {"perplexity": perplexity},
         "output": {"name": name, "dtype": dtype},
+        "schedule": {"priority": priority, "start_deadline": start_deadline, "max_runtime": max_runtime},
         "metadata": _pairs(metadata, "--metadata"),
         "integrations": _integrations(push, mlflow=mlflow),
     })  # fmt: skip

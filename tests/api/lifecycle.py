@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 MAX_BARREN = 3
-LARGER = {"gpu.24g": "gpu.80g"}
+LARGER = {"gpu.24g": "gpu.80g", "gpu.80g": "gpu.192g"}
 ENDED = {"succeeded", "failed", "cancelled", "expired"}
 INFRASTRUCTURE = {"service_unavailable", "hub_unavailable", "mlflow_unavailable", "disk_full"}
 

@@ -67,12 +67,13 @@ async def test_flags_become_the_recipe(run: Run) -> None:
     ran = await run(
         "submit", "tiny", "--method", "sparsegpt", "--param", "damping=0.02", "--pattern", "2:4", "--samples", "2",
         "--sequence-length", "16", "--seed", "7", "--window-length", "32", "--max-windows", "3", "--name", "mine",
-        "--dtype", "float32", "--metadata", "team=search", "--json",
+        "--dtype", "float32", "--metadata", "team=search", "--priority", "3", "--max-runtime", "60", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     recipe = ran.json["recipe"]
     assert recipe["model"] == {"source": "local", "id": "tiny", "revision": None}
-    assert recipe["method"] == {"name": "sparsegpt", "damping": 0.02, "block_size": 128}
+    method = recipe["method"]
+    assert (method["name"], method["damping"], method["block_size"]) == ("sparsegpt", 0.02, 128)
     assert (recipe["sparsity"]["pattern"], recipe["sparsity"]["target"]) == ("2:4", 0.5)
     assert recipe["calibration"] == {"dataset": "wikitext2-sample", "samples": 2, "sequence_length": 16, "seed": 7}
     assert recipe["evaluation"]["perplexity"] == {"dataset": "wikitext2-sample", "sequence_length": 32, "max_windows": 3}
@@ -81,6 +82,7 @@ async def test_flags_become_the_recipe(run: Run) -> None:
         "float32",
         {"team": "search"},
     )
+    assert recipe["schedule"] == {"priority": 3, "start_deadline": None, "max_runtime": 60}
 
 
 async def test_without_flags_it_is_wanda_at_a_half_and_no_evaluation(run: Run) -> None:
@@ -209,6 +211,8 @@ async def test_jobs_are_listed_cancelled_and_retried(run: Run, service: Service)
     assert "wanda 0.5" in table
     assert jobs[1] not in table
     assert (await run("cancel", "job_none")).code == 1
+    assert "deleted" in (await run("delete", jobs[0])).out
+    assert (await run("delete", "job_none")).code == 1
 
 
 async def test_methods_and_models_are_listed(run: Run, service: Service, tmp_path: Path) -> None:

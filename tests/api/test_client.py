@@ -162,6 +162,8 @@ async def test_report_and_methods_and_models(client: AsyncClient, service: Servi
     assert await client.jobs.report(job_id) == {"blocks": []}
     assert {file.name for file in await client.jobs.artifacts(job_id)} == set(FILES)
     assert [one.outcome for one in await client.jobs.attempts(job_id)] == ["succeeded"]
+    await client.jobs.delete(job_id)
+    assert (await client.jobs.get(job_id)).deleted_at is not None
     assert {"magnitude", "wanda", "sparsegpt"} <= {method.name for method in await client.methods()}
     assert [(model.id, model.source) async for model in client.models()] == [
         ("tiny", "local"),
