@@ -13,7 +13,7 @@ from app.accounts import endpoints as accounts
 from app.artifacts import endpoints as artifacts
 from app.integrations import endpoints as integrations
 from app.jobs import endpoints as jobs
-from app.jobs import methods
+from app.jobs import estimates, methods
 from app.kit import errors, logs
 from app.kit.queries import refuse_unknown_parameters
 from app.kit.requests import RequestContext, RequestLimits
@@ -63,7 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _version_1() -> APIRouter:
     common = errors.declare("unauthorized", "forbidden", "validation_error", "internal_error", "service_unavailable")
     v1 = APIRouter(prefix="/v1", responses=common, dependencies=[Depends(refuse_unknown_parameters)])
-    for area in (jobs, artifacts, methods, models, integrations, webhooks, accounts):
+    for area in (jobs, estimates, artifacts, methods, models, integrations, webhooks, accounts):
         v1.include_router(area.router)
     return v1
 

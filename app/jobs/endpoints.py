@@ -12,12 +12,9 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.accounts.auth import ArtifactsReader, AuthenticatedRoute, Caller, JobsReader, JobsWriter
-from app.accounts.keys import Scope
-from app.accounts.secrets import SecretName, secret_of
 from app.artifacts import gc
-from app.integrations import registry
 from app.integrations import repository as integrations
-from app.jobs import dispatch, repository, retention, routing, service
+from app.jobs import admission, dispatch, repository, retention, service
 from app.jobs.idempotency import Answer, IdempotencyKey, Intent, intent_of, once, reserved
 from app.jobs.models import Job as JobRow
 from app.jobs.models import OutboxMessage
@@ -26,14 +23,11 @@ from app.jobs.states import TERMINAL, Status
 from app.jobs.views import show
 from app.jobs.waiting import waiting_of
 from app.kit import clock, sse
-from app.kit.disk import require_reserve
 from app.kit.errors import declare
 from app.kit.pagination import cut, read_cursor
 from app.kit.queries import METADATA_KEY, METADATA_PARAMETER, Moment
-from app.models import artifact, sources
-from app.models.artifact import Made
 from app.parts import Parts, PartsDep
-from secateur.problems import ProblemError, at
+from secateur.problems import ProblemError
 from secateur.recipes import Recipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
 from secateur.schemas.events import Event, EventList
@@ -46,16 +40,7 @@ Queued = tuple[JobRow, OutboxMessage]
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=AuthenticatedRoute)
 
-_ADMISSION = (
-    "bad_request", "body_too_large", "forbidden", "service_unavailable", "validation_error", "idempotency_key_reused",
-    "idempotency_key_in_flight",
-    "model_not_found", "model_gone", "job_not_finished", "model_gated", "hub_token_refused", "hub_unavailable",
-    "mlflow_token_refused", "mlflow_unavailable", "model_not_safetensors", "model_file_corrupt",
-    "model_config_invalid", "remote_code_refused", "unsupported_architecture", "model_quantized", "model_too_large_for_disk",
-    "integration_unavailable", "pattern_does_not_divide", "sequence_too_long", "calibration_text_too_short",
-    "dataset_unavailable", "too_large_for_workers",
-    "disk_almost_full",
-)  # fmt: skip
+_ADMISSION = (*admission.PROBLEMS, "idempotency_key_reused", "idempotency_key_in_flight")
 
 
 def _filter(
@@ -79,10 +64,10 @@ async def create_job(
     async with reserved(parts.database, intent, at=clock.now()) as earlier:
         if earlier is not None:
             return earlier.response()
-        admitted, queue = await _admit(parts, caller, recipe)
+        accepted = await admission.admit(parts, caller, recipe)
 
         async def create(session: AsyncSession) -> Queued:
-            return await service.create(session, caller.tenant, admitted, queue=queue, at=clock.now())
+            return await service.create(session, caller.tenant, accepted.recipe, queue=accepted.queue, at=clock.now())
 
         return await _queue(parts, intent, create, tasks)
 
@@ -106,36 +91,14 @@ async def retry_job(
             return earlier.response()
         async with parts.database.read() as session:
             recipe = await service.recipe_to_retry(session, caller.tenant.id, job_id)
-        admitted, queue = await _admit(parts, caller, recipe)
+        accepted = await admission.admit(parts, caller, recipe)
 
         async def retry(session: AsyncSession) -> Queued:
-            return await service.create(session, caller.tenant, admitted, queue=queue, at=clock.now(), retry_of=job_id)
+            return await service.create(
+                session, caller.tenant, accepted.recipe, queue=accepted.queue, at=clock.now(), retry_of=job_id
+            )
 
         return await _queue(parts, intent, retry, tasks)
-
-
-async def _admit(parts: Parts, caller: Caller, recipe: Recipe) -> tuple[Recipe, str]:
-    """The recipe with model and integrations resolved, if the caller may read the model and it fits; the job's queue.
-
-    No session is held meanwhile.
-    """
-    if recipe.schedule.priority > 0 and not caller.may(Scope.ADMIN):
-        raise at("/schedule/priority", "forbidden", "a priority above 0 passes other tenants by: the API key lacks admin")
-    require_reserve(parts.settings.state_folder, parts.settings.disk.reserve_bytes)
-    async with parts.database.read() as session:
-        tokens = {name: await secret_of(session, caller.tenant.id, name, keyring=parts.keyring) for name in SecretName}
-        made = await _made(session, parts, caller, recipe)
-    settled = registry.settle(recipe, parts.settings)
-    admitted = await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings, made=made)
-    return admitted.recipe, routing.queue_for(admitted.memory, parts.settings.jobs.queues)
-
-
-async def _made(session: AsyncSession, parts: Parts, caller: Caller, recipe: Recipe) -> Made | None:
-    """The model, if it is one that a job made."""
-    if recipe.model.source != "artifact":
-        return None
-    snapshot = await artifact.find(session, caller.tenant.id, recipe.model)
-    return Made(snapshot, caller.tenant.id, parts.store, asyncio.get_running_loop())
 
 
 async def _queue(

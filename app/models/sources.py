@@ -19,20 +19,19 @@ from app.models.mlflow import Mlflow
 from app.settings import Settings
 from secateur.problems import ProblemError, at
 from secateur.pruning import admission
-from secateur.pruning.headers import ModelHeaders
-from secateur.recipes import ModelRecipe, PruneRecipe, Recipe
+from secateur.pruning.estimate import Estimate, estimate
+from secateur.recipes import Recipe
 
 # Threads of their own: a hub that hangs must not hold up those that read artifacts.
 _remote_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
-_OUTPUT_BYTES = {"bfloat16": 2, "float32": 4}
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A recipe as it can be queued, and the bytes of memory that its run needs."""
+    """A recipe as it can be queued, and what its run will cost."""
 
     recipe: Recipe
-    memory: int
+    estimate: Estimate
 
 
 async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings, made: Made | None = None) -> Admitted:
@@ -65,9 +64,9 @@ def _admit_local(recipe: Recipe, settings: Settings) -> Admitted:
     with _about_the_model(), parsing.one_at_a_time:
         headers = local.headers_of(recipe.model.id, settings.models_root)
         admission.check(recipe, headers)
-        wanted = room_for(recipe, headers, local_store=_is_local(settings))
-    _require_room(wanted, settings)
-    return Admitted(recipe, memory_for(recipe, headers))
+        cost = estimate(recipe, headers, local_store=_is_local(settings))
+    _require_room(cost.disk_bytes, settings)
+    return Admitted(recipe, cost)
 
 
 def _admit_hub(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Admitted:
@@ -90,32 +89,11 @@ def _admit_snapshot(recipe: Recipe, reader: Reader, snapshot: Snapshot, tenant_i
         with parsing.one_at_a_time:
             headers = hub.headers_of(description, snapshot)
             admission.check(recipe, headers)
-            wanted = room_for(recipe, headers, local_store=_is_local(settings))
+            cost = estimate(recipe, headers, local_store=_is_local(settings))
     model = recipe.model.model_copy(update={"id": snapshot.repository, "revision": snapshot.commit})
-    if not cached(model, tenant_id=tenant_id, settings=settings):
-        wanted += sum(file.size for file in files)
-    _require_room(wanted, settings)
-    return Admitted(recipe.model_copy(update={"model": model}), memory_for(recipe, headers))
-
-
-def memory_for(recipe: Recipe, headers: ModelHeaders) -> int:
-    """Bytes of memory that a run takes at its height: two blocks, and the activations of the calibration before and behind
-    the block. A GGUF file's config is not read at admission; of it, the whole is taken for two blocks."""
-    layers, hidden = (int(headers.config.get(name, 1)) for name in ("num_hidden_layers", "hidden_size"))
-    tokens = recipe.calibration.samples * recipe.calibration.sequence_length if isinstance(recipe, PruneRecipe) else 0
-    elements = 2 * (headers.parameters or headers.bytes) // layers + 2 * tokens * hidden
-    return _OUTPUT_BYTES[recipe.compute_dtype] * elements
-
-
-def room_for(recipe: Recipe, headers: ModelHeaders, *, local_store: bool) -> int:
-    """Bytes of disk that a run takes at its height: the finished blocks, the files gathered from them and, if the store is
-    on this disk, what it keeps. Of a GGUF model the parameters are taken to be as many as its bytes, which lies between the
-    common quantisations, and there is a dequantised copy before the run. A job that writes no model takes no more."""
-    parameters = headers.parameters or headers.bytes
-    converted = parameters * _OUTPUT_BYTES["bfloat16"] if headers.format == "gguf" else 0
-    if not isinstance(recipe, ModelRecipe):
-        return converted
-    return converted + parameters * _OUTPUT_BYTES[recipe.output.dtype] * (3 if local_store else 2)
+    here = cached(model, tenant_id=tenant_id, settings=settings)
+    _require_room(cost.disk_bytes + (0 if here else sum(file.size for file in files)), settings)
+    return Admitted(recipe.model_copy(update={"model": model}), cost)
 
 
 def _is_local(settings: Settings) -> bool:

@@ -12,6 +12,7 @@ import torch
 
 from secateur.pruning import admission
 from secateur.pruning.checkpoint import Checkpoint, sha256_of
+from secateur.pruning.estimate import measured_pace
 from secateur.pruning.events import Narrator, OnEvent
 from secateur.pruning.explain import explained
 from secateur.pruning.families import family_of
@@ -60,15 +61,17 @@ def run(
                 job = Job(recipe, checkpoint, family, output, cache, texts, narrator, scratches)
                 outcome = KINDS[recipe.kind](job)
             shutil.rmtree(scratch)
-            return _result(outcome, output, started)
+            return _result(outcome, recipe, headers, output, started)
     except BaseException:
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
         raise
 
 
-def _result(outcome: Outcome, output: Path, started: float) -> RunResult:
+def _result(outcome: Outcome, recipe: Recipe, headers: ModelHeaders, output: Path, started: float) -> RunResult:
     metrics = {**outcome.metrics, "peak_memory_bytes": peak()}
+    if pace := measured_pace(recipe, headers, outcome.metrics):
+        metrics["operations_per_second"] = pace
     files = [OutputFile(path.name, path.stat().st_size, sha256_of(path)) for path in sorted(output.iterdir())]
     metrics["seconds"] = {**metrics["seconds"], "total": time.monotonic() - started}
     return RunResult(metrics, outcome.report, files)

@@ -104,6 +104,9 @@ class Metrics(BaseModel):
         "take, at the pace of the pruned model's evaluation. Without one it is left out.",
     )
     peak_memory_bytes: int | None = None
+    operations_per_second: float | None = Field(
+        default=None, description="The worker's pace, as `POST /v1/estimates` counts operations: later estimates go by it."
+    )
 
 
 class JobIntegration(BaseModel):

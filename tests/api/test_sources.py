@@ -23,6 +23,7 @@ from app.models.fetch import fetch_model
 from app.models.hub import hub_problems
 from app.settings import HubSettings, Settings
 from secateur.problems import ProblemError
+from secateur.pruning.estimate import disk_bytes
 from secateur.pruning.headers import ModelHeaders, Tensor
 from secateur.recipes import Model, PruneRecipe, Recipe
 from tests.hub_server import HubServer, Repository, serve_hub
@@ -303,13 +304,13 @@ async def test_a_model_that_the_disk_cannot_hold_is_refused(settings: Settings, 
 
 def test_the_room_is_for_blocks_files_and_what_a_local_store_keeps() -> None:
     model = ModelHeaders("safetensors", {}, {"a": Tensor("F32", (10, 10), "model.safetensors", 0, 400)})
-    assert sources.room_for(_recipe(), model, local_store=True) == 3 * 200
-    assert sources.room_for(_recipe(output={"dtype": "float32"}), model, local_store=False) == 2 * 400
+    assert disk_bytes(_recipe(), model, local_store=True) == 3 * 200
+    assert disk_bytes(_recipe(output={"dtype": "float32"}), model, local_store=False) == 2 * 400
 
 
 def test_a_gguf_model_takes_room_for_what_it_becomes() -> None:
     model = ModelHeaders("gguf", {}, gguf_file="x.gguf", gguf_bytes=100)
-    assert sources.room_for(_recipe(), model, local_store=False) == 3 * 200
+    assert disk_bytes(_recipe(), model, local_store=False) == 3 * 200
 
 
 # Tokens

@@ -14,12 +14,12 @@ from secateur.recipes import EvaluateRecipe
 
 def evaluate(job: Job[EvaluateRecipe]) -> Outcome:
     """The model's perplexity. One that an earlier job of the tenant measured by the same protocol is not measured again."""
-    began = time.monotonic()
     job.narrator.stage("evaluating")
     evaluation = job.evaluation_tokens()
     if evaluation is None:
         raise ValueError("a recipe of kind evaluate has something to measure")
     give_back()
+    began = time.monotonic()
     value, measured_blocks = dense_perplexity(job, evaluation)
     perplexity = {"value": value, "protocol": protocol(evaluation, job.recipe.compute_dtype)}
     seconds = {"evaluate": time.monotonic() - began} if measured_blocks else {}
