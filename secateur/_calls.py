@@ -32,6 +32,7 @@ from secateur._sse import Decoder
 from secateur.errors import UnexpectedAnswerError, WaitTimeoutError
 from secateur.recipes import JobRecipe
 from secateur.schemas.artifacts import Artifact, ArtifactList
+from secateur.schemas.estimates import Estimate
 from secateur.schemas.events import Event, EventList
 from secateur.schemas.jobs import TERMINAL, Attempt, AttemptList, Job
 from secateur.schemas.methods import Method, MethodList
@@ -55,8 +56,12 @@ def create_job(recipe: JobRecipe | Mapping[str, Any], *, idempotency_key: str | 
     `recipe` is a `PruneRecipe` or `EvaluateRecipe`, or the same as a mapping. The request carries an idempotency key (one of
     its own if none is given), so that it is repeated safely when an answer is lost.
     """
-    body = recipe.model_dump(mode="json") if isinstance(recipe, JobRecipe) else dict(recipe)
-    return (yield from receive(Request("POST", "/v1/jobs", json=body, headers=_idempotent(idempotency_key)), Job))
+    return (yield from receive(Request("POST", "/v1/jobs", json=_body(recipe), headers=_idempotent(idempotency_key)), Job))
+
+
+def estimate_job(recipe: JobRecipe | Mapping[str, Any]) -> Call[Estimate]:
+    """What a job of this recipe would cost: memory, disk, seconds. Nothing is queued."""
+    return (yield from receive(Request("POST", "/v1/estimates", json=_body(recipe)), Estimate))
 
 
 def get_job(job_id: str) -> Call[Job]:
@@ -269,6 +274,10 @@ def _after_a_change(job_id: str, seconds: float) -> Call[Job]:
     if (spent := time.monotonic() - began) < min(seconds, _SHORTEST_ROUND):
         yield Pause(min(seconds, _SHORTEST_ROUND) - spent)  # a job that changes without end, or a server that does not wait
     return job
+
+
+def _body(recipe: JobRecipe | Mapping[str, Any]) -> dict[str, Any]:
+    return recipe.model_dump(mode="json") if isinstance(recipe, JobRecipe) else dict(recipe)
 
 
 def _of_webhook(endpoint_id: str) -> str:

@@ -84,6 +84,7 @@ class Jobs(_Blocking):
     """Submit jobs, follow them, and bring home what they made."""
 
     create = _blocking(_calls.create_job)
+    estimate = _blocking(_calls.estimate_job)
     get = _blocking(_calls.get_job)
     list = _blocking_loop(_calls.list_jobs)
     cancel = _blocking(_calls.cancel_job)
@@ -104,6 +105,7 @@ class AsyncJobs(_Async):
     """Submit jobs, follow them, and bring home what they made."""
 
     create = _async(_calls.create_job)
+    estimate = _async(_calls.estimate_job)
     get = _async(_calls.get_job)
     list = _async_loop(_calls.list_jobs)
     cancel = _async(_calls.cancel_job)

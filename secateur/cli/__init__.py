@@ -28,6 +28,8 @@ app = typer.Typer(
 for command in (
     up,
     submit.submit,
+    submit.evaluate,
+    submit.estimate,
     watch.watch,
     download.download,
     jobs.jobs,

@@ -246,10 +246,9 @@ def _device_bytes(recipe: Recipe, shape: Shape, observed: int, evaluated: int, l
     outside = size * shape.hidden * shape.vocabulary
     pruning = evaluating = 0.0
     if isinstance(recipe, PruneRecipe):
-        pruning = max(block + _method_bytes(recipe, shape), outside)
-    if observed:
         activations = observed * size * max(4 * shape.hidden, 2 * shape.hidden + shape.middle)
-        pruning = activations + outside + max(pruning, block + _batches_bytes(shape, size, observed, lanes))
+        walked = activations + block + _batches_bytes(shape, size, observed, lanes) + _method_bytes(recipe, shape)
+        pruning = walked + outside if observed else max(walked, outside)
     if evaluated:
         head = outside + lanes * _LOGITS_BYTES
         evaluating = evaluated * size * shape.hidden + max(head, block + _batches_bytes(shape, size, evaluated, lanes))

@@ -16,18 +16,25 @@ class Narrator:
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
-        self._began: tuple[float, int] | None = None
+        self._mark: tuple[float, int] | None = None
+        self._warming = False
 
     def stage(self, stage: Stage) -> None:
         """A stage begins; its progress is estimated from the first that is told of it."""
-        self._began = None
+        self._mark = None
         self._on_event({"type": "stage", "stage": stage})
 
     def progress(self, done: int, total: int, unit: str = "blocks") -> None:
-        """`done` of `total` units of the stage are done; what is left is estimated at the pace since the first call."""
+        """`done` of `total` units of the stage are done; what is left is estimated at the pace of those before.
+
+        The first of them also warms up what the others find warm: it counts as long as it is the only one.
+        """
         now = time.monotonic()
-        since, at_first = self._began = self._began or (now, done)
-        eta = (now - since) / (done - at_first) * (total - done) if done > at_first else None
+        since, before = self._mark or (now, done)
+        eta = (now - since) / (done - before) * (total - done) if done > before else None
+        if self._mark is None or self._warming:
+            self._warming = self._mark is None
+            self._mark = (now, done)
         self._on_event(
             {
                 "type": "progress",

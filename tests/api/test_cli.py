@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -90,6 +91,22 @@ async def test_without_flags_it_is_wanda_at_a_half_and_no_evaluation(run: Run) -
     recipe = ran.json["recipe"]
     assert (recipe["method"]["name"], recipe["sparsity"]["target"]) == ("wanda", 0.5)
     assert recipe["evaluation"] == {"perplexity": None}
+
+
+async def test_a_job_is_estimated_and_not_submitted(run: Run) -> None:
+    asked = ["estimate", "tiny", "--method", "sparsegpt", "--samples", "2", "--sequence-length", "16"]
+    told = await run(*asked)
+    assert told.code == 0, told.err
+    assert re.search(r"^time +.* to .*a default: no job has measured it yet", told.out, re.MULTILINE)
+    assert (await run(*asked, "--json")).json["tokens"] == {"calibration": 32, "evaluation": 0}
+    assert (await run("jobs", "--json")).json == []
+
+
+async def test_a_model_is_evaluated_by_name_or_by_the_job_that_made_it(run: Run) -> None:
+    ran = await run("evaluate", "tiny", "--window-length", "64", "--max-windows", "3", "--json")
+    assert (ran.json["kind"], ran.json["recipe"]["evaluation"]["perplexity"]["max_windows"]) == ("evaluate", 3)
+    assert "job_0" in (await run("evaluate", "job_0")).err
+    assert "evaluate" in (await run("jobs")).out
 
 
 async def test_a_recipe_is_read_from_a_file_or_the_input(run: Run, tmp_path: Path) -> None:

@@ -93,6 +93,12 @@ async def test_a_job_is_submitted_and_found_again(client: AsyncClient, recipe: A
     assert await client.jobs.get(job.id) == job
 
 
+async def test_a_job_is_estimated(client: AsyncClient) -> None:
+    found = await client.jobs.estimate(PruneRecipe.model_validate(body()))
+    assert found.seconds.low < found.seconds.high
+    assert [job async for job in client.jobs.list()] == []
+
+
 async def test_the_list_goes_on_over_pages(client: AsyncClient, service: Service) -> None:
     made = [(await make_job(service.database, service.tenant)).id for _ in range(45)]
     assert [job.id async for job in client.jobs.list()] == made[::-1]
