@@ -207,7 +207,12 @@ class DSnoT(_Method):
     initial: Literal["wanda", "magnitude", "ria"] = Field(
         default="wanda", description="Whose mask is refined; weights compete within an output row."
     )
-    cycles: int = Field(default=50, ge=1, le=1000, description="Swaps in a row at most (the authors' 50).")
+    cycles: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="Swaps in a row at most. By default the authors' 50 for rows of 4096 inputs, and in proportion.",
+    )
     threshold: float = Field(
         default=0.1,
         ge=0,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.allocation import Target
-from secateur.pruning.methods.dsnot import TOKENS_OF_THRESHOLD, DSnoTMethod
+from secateur.pruning.methods.dsnot import TOKENS_OF_THRESHOLD, DSnoTMethod, default_cycles
 from secateur.recipes import DSnoT
 from tests.engine.layers import layer, observed
 from tests.targets import target
@@ -23,7 +23,7 @@ def plain_row(weight: Tensor, removed: Tensor, inputs: Tensor, group: int | None
     error = sum(part[j] for j in columns if removed[j])
     sign = error > 0
     out, kept, now = [j for j in columns if removed[j]], [j for j in columns if not removed[j]], removed.clone()
-    for _ in range(parameters.cycles):
+    for _ in range(parameters.cycles or default_cycles(len(weight))):
         if abs(error) * TOKENS_OF_THRESHOLD <= parameters.threshold:
             break
         side = 1 if error > 0 else -1
@@ -55,7 +55,11 @@ def initial_of(method: str, weight: Tensor, inputs: Tensor, goal: Target) -> Ten
 
 @pytest.mark.parametrize("initial", ["wanda", "magnitude"])
 @pytest.mark.parametrize("amount", [0.5, 0.75, "2:4", "1:4"])
-@pytest.mark.parametrize("settings", [{}, {"cycles": 3}, {"threshold": 40.0}, {"cycles": 500, "threshold": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{"cycles": 50}, {"cycles": 3}, {"cycles": 50, "threshold": 40.0}, {"cycles": 500, "threshold": 0.0}],
+    ids=str,
+)
 def test_it_is_the_papers_algorithm(initial: str, amount: str | float, settings: dict[str, Any]) -> None:
     weight, inputs = layer(mean=0.3)
     parameters = DSnoT.model_validate({"name": "dsnot", "initial": initial, "skip": []} | settings)
@@ -80,6 +84,11 @@ def test_the_expected_output_is_kept_better() -> None:
         (done,) = method.prune([weight], [target(0.5)], method.prepare(observed("moments", inputs)))
         off.append(float(((weight - done.weight) @ inputs.mean(dim=0)).abs().mean()))
     assert off[1] < 0.5 * off[0]
+
+
+@pytest.mark.parametrize(("width", "cycles"), [(4096, 50), (11008, 134), (576, 7), (8, 1)])
+def test_swaps_are_in_proportion_to_a_rows_width(width: int, cycles: int) -> None:
+    assert default_cycles(width) == cycles
 
 
 def test_a_linear_that_is_skipped_keeps_its_initial_mask() -> None:

@@ -19,6 +19,7 @@ from secateur.recipes import RIA, DSnoT
 
 # The authors' threshold is for the sum over a calibration sequence, and theirs have 2048 tokens; ours is for the mean.
 TOKENS_OF_THRESHOLD = 2048
+AUTHORS_CYCLES, AUTHORS_WIDTH = 50, 4096  # of Llama's attention; in narrow rows so many swaps do harm
 
 _INITIAL: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "magnitude": lambda weight, _: magnitude_scores(weight),
@@ -100,6 +101,11 @@ def _lowest_of_group(scores: Tensor, column: Tensor, group: int) -> tuple[Tensor
     return start + place, lowest.isfinite()
 
 
+def default_cycles(in_features: int) -> int:
+    """The authors' number of swaps where rows are as wide as theirs, in proportion elsewhere, and at least one."""
+    return max(1, round(AUTHORS_CYCLES * in_features / AUTHORS_WIDTH))
+
+
 class DSnoTMethod:
     def __init__(self, parameters: DSnoT) -> None:
         self._parameters = parameters
@@ -121,7 +127,7 @@ class DSnoTMethod:
                 removed,
                 moments,
                 group=target.group[1] if target.group else None,
-                cycles=self._parameters.cycles,
+                cycles=self._parameters.cycles or default_cycles(weight.shape[1]),
                 threshold=self._parameters.threshold / TOKENS_OF_THRESHOLD,
             )
         lost = lost_share(wanda_scores(weight, norms), removed)
