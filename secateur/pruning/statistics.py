@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from secateur.pruning.lanes import Lanes
 from secateur.pruning.registry import Observes
 
-TOKENS_AT_ONCE = 2048  # that are widened to float32 at a time
+TOKENS_AT_ONCE = 2048  # that a Gram takes in with one product for each strip
 ELEMENTS_IN_CACHE = 1 << 17  # of float32, so that squaring and summing read no memory
 STRIP = 512  # rows of the Gram that are one matrix product
 
@@ -114,7 +115,7 @@ class Gram:
     def add(self, inputs: Tensor) -> None:
         for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
             with exact_products_of(tokens.dtype):
-                wide = tokens.float()
+                wide = _scratch(*tokens.shape, tokens.device).copy_(tokens)
                 for start in range(0, len(self._lower), STRIP):
                     end = min(start + STRIP, len(self._lower))
                     self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
@@ -179,8 +180,27 @@ def observe(statistics: Statistics, inputs: Sequence[Tensor], lanes: Lanes) -> N
         for each in lanes.map(summed, inputs):
             statistics.merge(each)
     else:
-        for part in inputs:
+        for part in _joined(inputs):
             statistics.add(part)
+
+
+def _joined(inputs: Sequence[Tensor]) -> Iterator[Tensor]:
+    """`inputs`, (…, in_features) each, in parts of `TOKENS_AT_ONCE` tokens or a little more, but for the last."""
+    waiting: list[Tensor] = []
+    for tokens in (part.flatten(0, -2) for part in inputs):  # (tokens, in_features)
+        waiting.append(tokens)
+        if sum(map(len, waiting)) >= TOKENS_AT_ONCE:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
+
+
+@lru_cache(maxsize=1)
+def _scratch(tokens: int, in_features: int, device: torch.device) -> Tensor:
+    """A float32 buffer that one Gram after the other widens its tokens into: new pages each time would cost half as much
+    as the product."""
+    return torch.empty(tokens, in_features, dtype=torch.float32, device=device)
 
 
 def _in_cache(inputs: Tensor) -> Sequence[Tensor]:

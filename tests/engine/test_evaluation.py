@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.evaluation import measure
 from secateur.pruning.families import family_of
+from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.streaming import StreamedModel
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint
@@ -38,7 +39,7 @@ def test_a_head_beside_a_config_that_ties_counts_as_loaded(make_model: MakeModel
 
 
 def test_perplexity_is_that_of_the_models_own_loss(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.pruning.memory.MOST_TOKENS", 96)  # two windows at a time, and one left
+    monkeypatch.setitem(MOST_TOKENS, "cpu", 96)  # two windows at a time, and one left
     monkeypatch.setattr("secateur.pruning.evaluation.LOGITS_AT_ONCE", 257 * 10)
     whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32).eval()
     blocks: list[int] = []

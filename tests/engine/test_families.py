@@ -20,6 +20,7 @@ from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
 from secateur.pruning.families import FAMILIES, family_of
 from secateur.pruning.linears import linears_of
+from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.methods.factor import inverse_factor
 from secateur.pruning.methods.sparsegpt import sparsegpt
 from secateur.pruning.streaming import StreamedModel, run_block
@@ -35,7 +36,7 @@ WINDOWS = torch.randint(0, 256, (3, 48), generator=torch.Generator().manual_seed
 
 @pytest.fixture(autouse=True)
 def _several_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.pruning.memory.MOST_TOKENS", 64)
+    monkeypatch.setitem(MOST_TOKENS, "cpu", 64)
 
 
 def loaded(folder: Path) -> Any:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.methods.factor import inverse_factor
 from secateur.pruning.methods.sparsegpt import sparsegpt
 from tests.engine.conftest import MakeModel
@@ -21,7 +22,7 @@ from tests.targets import target
 
 @pytest.fixture(autouse=True)
 def _several_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("secateur.pruning.memory.MOST_TOKENS", 64)
+    monkeypatch.setitem(MOST_TOKENS, "cpu", 64)
 
 
 PruneLinear = Callable[[Tensor, Tensor], Tensor]

@@ -14,6 +14,7 @@ from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
 from secateur.pruning.families import family_of
+from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.stages import groups_of
 from secateur.pruning.streaming import StreamedModel
 from secateur.recipes import PruneRecipe
@@ -56,7 +57,7 @@ def tokens_of(source: Path, wanted: PruneRecipe) -> Tensor:
 def test_staged_wanda_is_wanda_on_the_inputs_that_linears_really_get(
     make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, batch_tokens: int
 ) -> None:
-    monkeypatch.setattr("secateur.pruning.memory.MOST_TOKENS", batch_tokens)
+    monkeypatch.setitem(MOST_TOKENS, "cpu", batch_tokens)
     source = make_model(architecture, tied=False)
     prune(recipe("wanda"), source, tmp_path)
     pruned = load_file(tmp_path / "output" / "model.safetensors")
