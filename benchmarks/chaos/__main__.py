@@ -14,6 +14,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,11 @@ def main() -> int:
         missed = [Life([Hit(hit.fault, hit.stage)]) for life in together for hit in life.hits if hit.at is None]
         run_all(service, missed, LANES)
         run_all(service, alone, 1)
-        lives = [undisturbed, *together, *missed, *alone]
+        afterwards = Life([])
+        live(service, afterwards)
+        lives = [undisturbed, *together, *missed, *alone, afterwards]
+        with suppress(TimeoutError):
+            eventually(lambda: not orphans(service), 30, "all is collected")
         for life in lives:
             if life.status == "succeeded" and life.weights != undisturbed.weights:
                 life.wrong.append("its weights are not those of an undisturbed run")

@@ -36,13 +36,16 @@ class Fault:
 
     @property
     def is_kill_of_worker(self) -> bool:
-        return self.hit in {kill_worker, kill_pool, kill_child}
+        return self.hit in {kill_worker, kill_pool}
 
 
 def supervisor_of(service: Service, job_id: str) -> int:
-    """The pool process that has the job."""
+    """The pool process that has the job. Raises LookupError if none has, or not any more."""
     (row,) = service.rows("SELECT worker FROM jobs WHERE id = %s", job_id)
-    return int(row["worker"].rpartition(":")[2]) if row["worker"] else 0
+    pid = int(row["worker"].rpartition(":")[2]) if row["worker"] else 0
+    if "celery" not in command_of(pid):
+        raise LookupError(job_id)
+    return pid
 
 
 def worker_of(service: Service, job_id: str) -> Program:
@@ -56,10 +59,10 @@ def child_of(service: Service, job_id: str) -> int:
     found: list[int] = []
 
     def look() -> bool:
-        found[:] = [pid for pid in children_of(supervisor_of(service, job_id)) if "workers." in command_of(pid)]
+        found[:] = [pid for pid in children_of(supervisor_of(service, job_id)) if "workers." in command_of(pid)][:1]
         return bool(found)
 
-    eventually(look, 20, "a child of the supervisor")
+    eventually(look, 5, "a child of the supervisor")
     return found[0]
 
 

@@ -17,7 +17,7 @@ from benchmarks.chaos.faults import Fault
 from benchmarks.chaos.programs import eventually
 from benchmarks.chaos.service import LEASE_SECONDS, Service
 from secateur import Client
-from secateur.errors import SecateurError
+from secateur.errors import SecateurError, UnreachableError
 from secateur.pruning.report import REPORT
 from secateur.schemas.jobs import TERMINAL
 
@@ -129,6 +129,7 @@ def _strike(service: Service, job_id: str, hit: Hit) -> None:
 
 def _await_answer(service: Service, hit: Hit) -> None:
     if hit.at is not None and hit.fault.answers:
+        time.sleep(0.1)  # what was told to stop may answer for another moment
         eventually(partial(hit.fault.answers, service), 60, "what was hit answers")
         hit.seconds = time.time() - hit.at
 
@@ -155,7 +156,7 @@ def _arrives(service: Service, life: Life, stage: str, before: int) -> bool:
             return False
         if row["status"] == "running" and row["attempt"] > before and at[stage](row):
             return True
-        time.sleep(0.005)
+        time.sleep(0.01)
     return False
 
 
@@ -171,23 +172,34 @@ def _judge(service: Service, client: Client, life: Life) -> None:
     known = [row["seq"] for row in service.rows("SELECT seq FROM events WHERE job_id = %s ORDER BY seq", life.job_id)]
     if known != list(range(1, len(known) + 1)):
         life.wrong.append("the events have gaps")
-    if life.seen != known[: len(life.seen)] or len(life.seen) < len(known):
+    if life.seen != known:
         life.wrong.append(f"a client saw {len(life.seen)} events of {len(known)}")
     if life.status == "succeeded":
+        eventually(partial(_downloads, client, life), 60, "the model is downloaded")
+
+
+def _downloads(client: Client, life: Life) -> bool:
+    """Bring the model home, which checks every digest; False if the service is just away."""
+    try:
         with tempfile.TemporaryDirectory() as folder:
-            client.jobs.download(life.job_id, folder)  # checks every digest
-        life.weights = {
-            file.name: file.sha256 for file in client.jobs.artifacts(life.job_id) if file.name.endswith(".safetensors")
-        }
+            client.jobs.download(life.job_id, folder)
+        files = client.jobs.artifacts(life.job_id)
+    except UnreachableError:
+        return False
+    life.weights = {file.name: file.sha256 for file in files if file.name.endswith(".safetensors")}
+    return True
 
 
 def _measure_recovery(service: Service, life: Life, hit: Hit) -> None:
-    if hit.at is None or hit.fault.until != "attempt":
+    if hit.at is None:
         return
-    query = (
-        "SELECT extract(epoch FROM started_at)::float8 AS at FROM attempts WHERE job_id = %s AND number > %s ORDER BY number"
-    )
-    later = service.rows(query, life.job_id, hit.attempt)
+    if hit.fault.until == "attempt":
+        what = "started_at)::float8 AS at FROM attempts WHERE job_id = %s AND number > %s ORDER BY number"
+        later = service.rows(f"SELECT extract(epoch FROM {what}", life.job_id, hit.attempt)
+    elif hit.fault.until == "end":
+        later = service.rows("SELECT extract(epoch FROM finished_at)::float8 AS at FROM jobs WHERE id = %s", life.job_id)
+    else:
+        return
     if later:
         hit.seconds = later[0]["at"] - hit.at
 

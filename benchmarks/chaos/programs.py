@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,10 +46,9 @@ class Program:
             self._over.wait(RESTART_SECONDS)
 
     def send(self, number: int) -> None:
-        """To the program as it runs now."""
+        """A signal, to the program as it runs now."""
         if self.process is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.process.pid, number)
+            self.process.send_signal(number)
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)

@@ -8,9 +8,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -43,6 +44,9 @@ _PACE = {
     "SECATEUR_SCHEDULER_RELAY_SECONDS": "0.3",
     "SECATEUR_SCHEDULER_REAP_SECONDS": "0.3",
     "SECATEUR_SCHEDULER_RING_AGAIN_SECONDS": "2",
+    "SECATEUR_RETENTION_COLLECT_SECONDS": "3",
+    "SECATEUR_RETENTION_GRACE_SECONDS": "1",
+    "SECATEUR_DISK_RESERVE_GB": "0.02",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -65,6 +69,7 @@ class Service:
     database: Program
     scheduler: Program
     workers: list[Program]
+    _own: threading.local = field(default_factory=threading.local, repr=False)
 
     def client(self) -> Client:
         return Client(self.url, api_key=self.key)
@@ -75,16 +80,22 @@ class Service:
 
         def ask() -> bool:
             try:
-                with psycopg.connect(
-                    self.database_url, row_factory=dict_row, autocommit=True, connect_timeout=2
-                ) as connection:
-                    found.append(connection.execute(query.encode(), parameters).fetchall())
+                found.append(self._connection().execute(query.encode(), parameters).fetchall())
             except psycopg.OperationalError:
+                self._own.__dict__.clear()
                 return False
             return True
 
         eventually(ask, 60, "the database answers")
-        return found[-1]
+        return found[0]
+
+    def _connection(self) -> psycopg.Connection[dict[str, Any]]:
+        """This thread's own."""
+        if not hasattr(self._own, "connection"):
+            options: dict[str, Any] = {"autocommit": True, "connect_timeout": 2}
+            self._own.connection = psycopg.connect(self.database_url, row_factory=dict_row, **options)
+        connection: psycopg.Connection[dict[str, Any]] = self._own.connection
+        return connection
 
     def api_answers(self) -> bool:
         try:
