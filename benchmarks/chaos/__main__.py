@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from benchmarks.chaos import table
@@ -25,8 +24,7 @@ from benchmarks.chaos.lives import Hit, Life, leases, live, successes
 from benchmarks.chaos.programs import command_of, eventually, processes_of
 from benchmarks.chaos.service import LEASE_SECONDS, Service, running
 
-RESULTS = Path(__file__).parents[1] / "results" / "chaos.json"
-LOGS = Path(__file__).parents[2] / ".secateur" / "chaos-logs"
+LOGS = table.ROOT / ".secateur" / "chaos-logs"
 LANES = 2
 HARMLESS_A_JOB = 2
 _ORDER = ("submit", *STAGES)
@@ -141,7 +139,7 @@ def main() -> int:
         folder = service.folder
     found["children_left"] += len(list(processes_of(folder)))
     results = summary(lives, time.monotonic() - began, found)
-    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    table.RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     table.update(results)
     print(json.dumps({key: value for key, value in results.items() if key != "by_fault"}, indent=2))
     wrong = ("wrong_states", "duplicate_successes", "orphans", "children_left", "wrong")

@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.chaos.faults import Fault
-from benchmarks.chaos.lives import Hit
+if TYPE_CHECKING:  # they load the engine
+    from benchmarks.chaos.faults import Fault
+    from benchmarks.chaos.lives import Hit
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "operations.md"
+RESULTS = ROOT / "benchmarks" / "results" / "chaos.json"
 _MARKED = re.compile(r"(<!-- chaos -->\n).*?(<!-- /chaos -->)", re.DOTALL)
 _UNTIL = {"attempt": "to the next attempt", "answer": "to its answer", "end": "to the end of the job", "": ""}
 
@@ -62,4 +64,4 @@ def update(results: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    update(json.loads((ROOT / "benchmarks" / "results" / "chaos.json").read_text()))
+    update(json.loads(RESULTS.read_text()))
