@@ -188,13 +188,13 @@ class Attempt:
         return str(await self._patiently(bring))
 
     async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
-        """What `work` gives, tried again with growing pauses while a store or a hub is away; the lease is kept meanwhile."""
+        """What `work` gives, tried again with growing pauses while what it needs is away; the lease is kept meanwhile."""
         pause, deadline = TICK_SECONDS, time.monotonic() + self._settings.worker.patience_seconds
         while True:
             try:
                 return await work()
-            except (ProblemError, ChildProblemError) as problem:
-                document = problem.as_document()
+            except (ProblemError, ChildProblemError, DBAPIError) as error:
+                document = (_told(error) if isinstance(error, DBAPIError) else error).as_document()
                 if document["code"] not in _AWAY or time.monotonic() + pause > deadline:
                     raise
             self._hear({"type": "log", "level": "warning", "message": f"{document['detail']}; trying again"})
