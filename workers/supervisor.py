@@ -161,7 +161,7 @@ class Attempt:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         order: dict[str, Any] = {"recipe": self._job.recipe, "texts": str(self._folder / "texts")}
         self._hear({"type": "stage", "stage": "downloading"})
-        credentials = await self._credentials() | {"source": await self._made_model()}
+        credentials = await self._patiently(self._credentials) | {"source": await self._patiently(self._made_model)}
         fetched = await self._patiently(
             lambda: self._child("workers.fetcher", {**order, **credentials}, environments.of_fetcher(self._cache))
         )
@@ -343,6 +343,8 @@ class Attempt:
 
 def _told(unforeseen: Exception) -> ProblemError:
     """What the user is told of an exception that nobody foresaw."""
+    if isinstance(unforeseen, DBAPIError):
+        return ProblemError("service_unavailable", "The database does not answer.")
     if isinstance(unforeseen, OSError) and unforeseen.errno == errno.ENOSPC:
         return ProblemError("disk_full", "The worker's disk is full.", hint="Make room, then retry the job.")
     return ProblemError("internal_error", f"The worker failed with {type(unforeseen).__name__}; its log says more.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.artifacts.local import LocalStore
 from app.jobs import claims
@@ -112,6 +113,20 @@ async def test_store_that_stays_away_fails_the_last_attempt_with_its_own_problem
     assert job.status == "failed"
     assert job.error is not None
     assert (job.error["code"], job.error["retryable"]) == ("service_unavailable", True)
+
+
+async def test_database_that_blinks_while_an_attempt_asks_it_costs_only_that_moment(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    credentials, blinks = scene.attempt._credentials, iter([True])
+
+    async def blinking() -> dict[str, Any]:
+        if next(blinks, False):
+            raise OperationalError("SELECT", {}, ConnectionError("terminating connection"))
+        return await credentials()
+
+    monkeypatch.setattr(scene.attempt, "_credentials", blinking)
+    assert (await scene.end()).status == "succeeded"
 
 
 @pytest.mark.parametrize("name", ["../../keyring.json", "/etc/passwd", "..", "a/b"])
