@@ -66,7 +66,7 @@ def run_all(service: Service, lives: Sequence[Life], lanes: int) -> None:
             hits = ", ".join(f"{hit.fault.name} at {hit.stage}{'' if hit.at else ' (missed)'}" for hit in life.hits)
             print(f"{life.job_id} {life.status}: {hits}{''.join(f'; WRONG: {wrong}' for wrong in life.wrong)}", flush=True)
 
-    threads = [threading.Thread(target=lane) for _ in range(lanes)]
+    threads = [threading.Thread(target=lane, daemon=True) for _ in range(lanes)]
     for thread in threads:
         thread.start()
     for thread in threads:
