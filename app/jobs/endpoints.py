@@ -110,7 +110,8 @@ async def _queue(
     async def work(session: AsyncSession) -> Answer:
         job, bell = await create(session)
         bells.append(bell.id)
-        shown = await _shown(session, job)
+        # A new job has no files; where it stands in line is asked when somebody looks, for many submit and few wait here.
+        shown = show(job, integrations=(await integrations.of_jobs(session, [job.id]))[job.id])
         return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, shown.model_dump(mode="json"))
 
     answer = await once(parts.database, intent, work, at=clock.now())

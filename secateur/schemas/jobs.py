@@ -132,7 +132,7 @@ class Job(BaseModel):
     stage: Stage | None
     progress: Progress | None
     queue: str = Field(description="`cpu`, or `gpu.24g` and so on: the smallest GPU that the job is thought to fit.")
-    waiting: Waiting | None = Field(description="While it is queued.")
+    waiting: Waiting | None = Field(description="While it is queued; not yet in the answer to its submission.")
     attempt: int = Field(description="How often the job was begun; more than 1 if a worker was lost or drained.")
     recipe: Recipe = Field(description="As accepted: defaults filled, revision resolved.")
     metrics: Metrics | None

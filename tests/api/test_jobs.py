@@ -48,12 +48,13 @@ async def test_a_job_is_committed_with_event_and_doorbell_before_the_answer(serv
         assert len((await session.scalars(select(OutboxMessage))).all()) == 1
     assert response.status_code == 202
     assert response.headers["location"] == f"/v1/jobs/{job_id}"
-    assert (await service.client.get(response.headers["location"])).json() == response.json()
+    found = (await service.client.get(response.headers["location"])).json()
+    assert {**found, "waiting": None} == response.json()
 
 
 async def test_the_job_is_what_the_contract_says(service: Service) -> None:
     job = await submit(service, metadata={"team": "search"}, output={"name": "mine"})
-    assert job["recipe"]["method"] == {"name": "wanda", "comparison": "row"}
+    assert job["recipe"]["method"] == {"name": "wanda", "comparison": "row", "compensation": {"name": "none"}}
     assert job["recipe"]["calibration"] == {
         "dataset": "wikitext2-sample", "samples": 2, "sequence_length": 16, "seed": 0,
     }  # fmt: skip
@@ -63,9 +64,9 @@ async def test_the_job_is_what_the_contract_says(service: Service) -> None:
     assert {name: value for name, value in job.items() if name not in {"id", "recipe", "created_at", "queued_at"}} == {
         "object": "job", "kind": "prune", "status": "queued", "stage": None, "progress": None, "attempt": 0, "metrics": None,
         "artifacts": [], "integrations": [],
-        "queue": "cpu", "waiting": {"position": 1, "workers": None, "eta_seconds": None},
+        "queue": "cpu", "waiting": None,
         "repository": "default/mine", "retry_of": None, "error": None, "started_at": None,
-        "cancelling_at": None, "finished_at": None,
+        "cancelling_at": None, "finished_at": None, "artifacts_expire_at": None, "deleted_at": None,
     }  # fmt: skip
 
 
