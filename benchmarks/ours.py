@@ -16,7 +16,7 @@ from torch import no_grad
 from benchmarks.protocol import recipe, token_ids
 from secateur.pruning.blocks import best_device
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
-from secateur.pruning.families import family_of
+from secateur.pruning.discovery import family_of
 from secateur.pruning.headers import read_model
 from secateur.pruning.memory import peak
 from secateur.pruning.pipeline import run

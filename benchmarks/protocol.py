@@ -12,8 +12,8 @@ from secateur.pruning.blocks import best_device
 from secateur.pruning.calibration import calibration_set, evaluation_set, tokenise
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
 from secateur.pruning.datasets import Role, read_text
+from secateur.pruning.discovery import family_of
 from secateur.pruning.evaluation import measure
-from secateur.pruning.families import family_of
 from secateur.pruning.headers import read_model
 from secateur.pruning.streaming import StreamedModel
 from secateur.recipes import Perplexity, PruneRecipe

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from secateur.pruning.families import FAMILIES
+from secateur.pruning.discovery import known_to_transformers
 
 _USUAL = {
     "hidden_size": 32,
@@ -69,6 +69,14 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "BloomForCausalLM": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "MptForCausalLM": {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 128},
     "MixtralForCausalLM": _USUAL | {"num_hidden_layers": 2, "num_local_experts": 4},
+    "Qwen2MoeForCausalLM": _USUAL
+    | {
+        "num_hidden_layers": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 24,
+    },
     "Qwen3MoeForCausalLM": _USUAL
     | {
         "num_hidden_layers": 2,
@@ -81,6 +89,14 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
     "DeepseekV2ForCausalLM": _DEEPSEEK | {"topk_method": "greedy"},
     "DeepseekV3ForCausalLM": _DEEPSEEK | {"n_group": 2, "topk_group": 1},
 }
+# Families that are not in the table, with what tells them from those that are: scaled logits, one norm for two, biases.
+UNLISTED: Mapping[str, Mapping[str, Any]] = {
+    "GraniteForCausalLM": _USUAL | {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    "CohereForCausalLM": _USUAL | {"logit_scale": 2.0},
+    "PhiForCausalLM": _USUAL,
+    "Starcoder2ForCausalLM": _USUAL,
+    "OlmoeForCausalLM": _USUAL | {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2},
+}
 
 
 def make_family(folder: Path, architecture: str, *, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
@@ -91,7 +107,8 @@ def make_family(folder: Path, architecture: str, *, dtype: torch.dtype = torch.f
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     words = {"vocab_size": len(tokenizer), "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": None}
-    config = AutoConfig.for_model(FAMILIES[architecture].model_type, **words, **{**SMALL[architecture], **changes})
+    shape = {**SMALL, **UNLISTED}[architecture]
+    config = AutoConfig.for_model(dict(known_to_transformers())[architecture], **words, **{**shape, **changes})
     model = AutoModelForCausalLM.from_config(config)
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for parameter in model.parameters():

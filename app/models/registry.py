@@ -16,7 +16,7 @@ from app.jobs.models import Job
 from app.jobs.states import Status
 from app.models import local, parsing
 from secateur.problems import ProblemError
-from secateur.pruning.families import family_of
+from secateur.pruning.discovery import family_of
 from secateur.pruning.headers import ModelHeaders
 from secateur.recipes import Model, PruneRecipe
 from secateur.schemas.models import LocalModel, PrunedModel

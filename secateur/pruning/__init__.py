@@ -1,4 +1,5 @@
-"""The pruning engine. Headers, families, datasets, registry and admission import neither torch nor numpy."""
+"""The pruning engine. Admission, datasets, discovery, families, headers, linears and registry import neither torch nor
+numpy."""
 
 import os
 

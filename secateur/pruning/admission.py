@@ -6,7 +6,8 @@ from secateur.problems import at
 from secateur.pruning.allocation import allocate, blocks_of
 from secateur.pruning.biases import bias_of, with_biases
 from secateur.pruning.datasets import known_bytes
-from secateur.pruning.families import Family, family_of, is_tied, positions_of
+from secateur.pruning.discovery import family_of
+from secateur.pruning.families import Family, is_tied, positions_of
 from secateur.pruning.headers import ModelHeaders
 from secateur.pruning.linears import Linear, linears_of, require
 from secateur.pruning.registry import calibration_of

@@ -19,7 +19,7 @@ from secateur.pruning.families import Family
 from secateur.pruning.group_pruner import Dense, GroupPruner, Observed
 from secateur.pruning.guard import Guard, held_out
 from secateur.pruning.lanes import lanes
-from secateur.pruning.linears import Linear, linears_of
+from secateur.pruning.linears import Linear, linears_of, unused_tensors
 from secateur.pruning.memory import give_back
 from secateur.pruning.methods import Pruned
 from secateur.pruning.registry import observes, sampled_share
@@ -287,6 +287,6 @@ def _finite(hidden: Tensor) -> bool:
 
 def write_outside_blocks(source: Checkpoint, family: Family, dtype: torch.dtype, attempt: Attempt) -> None:
     """Write embeddings, head, final norm and whatever else is not in a block, untouched but for the cast to `dtype`."""
-    prefix = f"{family.blocks}."
-    names = [name for name in source.headers.tensors if not name.startswith(prefix)]
+    prefix, unused = f"{family.blocks}.", set(unused_tensors(source.headers, family))
+    names = [name for name in source.headers.tensors if name in unused or not name.startswith(prefix)]
     write_shard(attempt.outside, {name: source.read(name, dtype) for name in names})

@@ -1,14 +1,11 @@
-"""What checkpoints of each family look like: one row per family, and nothing else in the engine knows a family.
-
-Torch-free: the API reads this table to refuse a model before its job is queued.
-"""
+"""What checkpoints of each family look like: a row for each, and nothing else in the engine knows a family. Torch-free."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from secateur.problems import ProblemError, at
+from secateur.problems import ProblemError
 from secateur.pruning.headers import CONFIG, ModelHeaders
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
@@ -35,7 +32,8 @@ class Family:
     `base` is the module that holds everything but the head: a checkpoint that was saved from it alone lacks this prefix,
     which `bare` says. `renamed`: what in a tensor's name transformers calls otherwise. `count` and `positions` are the keys
     of config.json for the number of blocks and of positions; `most_positions` are those of a config that does not say, None
-    if there is no end to them. `bias_switches`: keys of config.json that give linears a bias, and which linears.
+    if there is no end to them. `bias_switches`: keys of config.json that give linears a bias, and which linears. `unused` is
+    the key for a number of blocks behind the last, which only training or speculation uses and which stay as they are.
     """
 
     architecture: str
@@ -57,6 +55,7 @@ class Family:
     count: str = "num_hidden_layers"
     positions: str | None = "max_position_embeddings"
     most_positions: int | None = None
+    unused: str | None = None
 
     def block(self, index: int) -> str:
         """The name of a block in the checkpoint, such as `model.layers.3`."""
@@ -82,6 +81,7 @@ def _deepseek(architecture: str, model_type: str) -> Family:
         optional=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", *_MLP, *_SHARED_EXPERTS, *_EXPERTS),
         dense=("mlp.gate",),
         norms=(*_NORMS, "self_attn.kv_a_layernorm"),
+        unused="num_nextn_predict_layers",
     )
 
 
@@ -199,6 +199,13 @@ FAMILIES: Mapping[str, Family] = {
             ),
         ),
         Family(
+            "Qwen2MoeForCausalLM",
+            "qwen2_moe",
+            linears=_ATTENTION,
+            optional=(*_MLP, *(linear.replace("experts", "expert") for linear in _SHARED_EXPERTS), *_EXPERTS),
+            dense=("mlp.gate", "mlp.shared_expert_gate"),
+        ),
+        Family(
             "Qwen3MoeForCausalLM",
             "qwen3_moe",
             linears=_ATTENTION,
@@ -210,34 +217,6 @@ FAMILIES: Mapping[str, Family] = {
         _deepseek("DeepseekV3ForCausalLM", "deepseek_v3"),
     )
 }
-
-
-def family_of(model: ModelHeaders) -> Family:
-    """The family of a safetensors model, as its checkpoint has it. Raises ProblemError `unsupported_architecture` at
-    /model/id."""
-    family = FAMILIES.get(model.architecture)
-    if family is None or family.model_type != model.config["model_type"]:
-        raise at(
-            "/model/id",
-            "unsupported_architecture",
-            f"The model is a {model.architecture[:100]} (model_type {str(model.config['model_type'])[:100]!r}).",
-            hint=f"Supported are {', '.join(FAMILIES)}.",
-        )
-    return family if family.embedding in model.tensors else _bare(family, model)
-
-
-def _bare(family: Family, model: ModelHeaders) -> Family:
-    """The family as it is in a checkpoint that was saved from the base model, if this is one."""
-    prefix = f"{family.base}."
-    if family.embedding.removeprefix(prefix) not in model.tensors:
-        return family
-    return replace(
-        family,
-        bare=True,
-        blocks=family.blocks.removeprefix(prefix),
-        embedding=family.embedding.removeprefix(prefix),
-        norm=family.norm and family.norm.removeprefix(prefix),
-    )
 
 
 def block_count(model: ModelHeaders, family: Family) -> int:

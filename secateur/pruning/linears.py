@@ -12,6 +12,7 @@ from secateur.problems import ProblemError
 from secateur.pruning.families import Family, block_count
 from secateur.pruning.headers import FLOATS, ModelHeaders, Tensor
 
+MOST_UNUSED = 8  # blocks behind the last; there is one in what is published
 _INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
 _NUMBER = re.compile(r"(?<=\.)[0-9]{1,9}(?=\.)")
 
@@ -55,8 +56,20 @@ def widths_of(blocks: list[list[Linear]]) -> tuple[int, int]:
     return linears[0].in_features, max(max(linear.out_features, linear.in_features) for linear in linears)
 
 
+def unused_tensors(model: ModelHeaders, family: Family) -> list[str]:
+    """The tensors of blocks behind the last, which stay as they are."""
+    count = block_count(model, family)
+    behind = [family.block(count + index) for index in range(_unused_blocks(model, family))]
+    return [name for name in model.tensors if name.startswith(tuple(f"{block}." for block in behind))]
+
+
+def _unused_blocks(model: ModelHeaders, family: Family) -> int:
+    there = model.config.get(family.unused, 0) if family.unused else 0
+    return there if type(there) is int and 0 <= there <= MOST_UNUSED else 0
+
+
 def _tensors_by_block(model: ModelHeaders, family: Family) -> dict[int, dict[str, Tensor]]:
-    prefix, count = f"{family.blocks}.", block_count(model, family)
+    prefix, count = f"{family.blocks}.", block_count(model, family) + _unused_blocks(model, family)
     blocks: dict[int, dict[str, Tensor]] = {}
     for name, tensor in model.tensors.items():
         if name.startswith(prefix):

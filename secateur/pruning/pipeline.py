@@ -12,10 +12,10 @@ import torch
 
 from secateur.pruning import admission
 from secateur.pruning.checkpoint import Checkpoint, sha256_of
+from secateur.pruning.discovery import family_of
 from secateur.pruning.estimate import measured_pace
 from secateur.pruning.events import Narrator, OnEvent
 from secateur.pruning.explain import explained
-from secateur.pruning.families import family_of
 from secateur.pruning.gguf import convert
 from secateur.pruning.headers import ModelHeaders, read_model
 from secateur.pruning.job import SCRATCH, Job, Outcome, OutputFile, RunResult

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from secateur.pruning.experts import separate_experts
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
-from secateur.pruning.linears import linears_of, widths_of
+from secateur.pruning.linears import linears_of, unused_tensors, widths_of
 from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
 
@@ -215,8 +216,11 @@ def require_fit(checkpoint: Checkpoint, family: Family) -> None:
     may be there.
     """
     model = _without_weights(checkpoint, torch.float32, torch.device("cpu"))
+    _require_linears(model, checkpoint, family)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {family.parameter(name): tensor.shape for name, tensor in checkpoint.headers.tensors.items()}
+    unused = set(unused_tensors(checkpoint.headers, family))
+    tensors = checkpoint.headers.tensors
+    found = {family.parameter(name): tensor.shape for name, tensor in tensors.items() if name not in unused}
     missing = expected.keys() - found.keys()
     with quiet_transformers():
         model.tie_weights(missing_keys=missing)  # takes those away that are tied to what is there
@@ -230,6 +234,21 @@ def require_fit(checkpoint: Checkpoint, family: Family) -> None:
                 "model_file_corrupt",
                 f"The weights do not fit the model that config.json describes: {len(names)} are {what}, such as {some}.",
             )
+
+
+def _require_linears(model: nn.Module, checkpoint: Checkpoint, family: Family) -> None:
+    """Raise ProblemError `unsupported_architecture` unless what is to be pruned are linears, stored as they should be."""
+    for index, linears in enumerate(linears_of(checkpoint.headers, family)):
+        block = model.get_submodule(f"{family.block_list}.{index}")
+        modules = dict(block.named_modules())
+        for linear in linears:
+            module = modules.get(linear.module)
+            if not isinstance(module, Conv1D if linear.transposed else nn.Linear):
+                raise ProblemError(
+                    "unsupported_architecture",
+                    f"'{linear.name}' is to be pruned, and in transformers it is of a {type(module).__name__}, which is no "
+                    "linear that stores its weight so.",
+                )
 
 
 def _returning_tuples(stand_in: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:

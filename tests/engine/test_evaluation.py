@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from secateur.pruning.checkpoint import DTYPES
+from secateur.pruning.discovery import family_of
 from secateur.pruning.evaluation import measure
-from secateur.pruning.families import family_of
 from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.streaming import StreamedModel
 from tests.engine.conftest import MakeModel

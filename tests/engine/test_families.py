@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from itertools import takewhile
@@ -13,12 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from secateur.pruning import discovery
 from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
-from secateur.pruning.families import FAMILIES, family_of
+from secateur.pruning.discovery import family_of, known_to_transformers
+from secateur.pruning.families import FAMILIES
 from secateur.pruning.linears import linears_of
 from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.methods.factor import inverse_factor
@@ -28,6 +32,7 @@ from secateur.recipes import PruneRecipe
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint, prune, recipe
 from tests.targets import target
+from tests.tiny_models import UNLISTED
 
 DAMPING = 0.1  # well conditioned: what differs in the last bit may differ in the last bit only
 METHODS: dict[str, dict[str, Any]] = {"wanda": {"name": "wanda"}, "sparsegpt": {"name": "sparsegpt", "damping": DAMPING}}
@@ -43,7 +48,7 @@ def loaded(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", [*FAMILIES, *UNLISTED])
 def test_the_streamed_model_is_the_model(make_family_model: MakeModel, architecture: str) -> None:
     folder = make_family_model(architecture)
     with checkpoint(folder) as source, torch.no_grad():
@@ -97,7 +102,9 @@ def observed(model: nn.Module, block: nn.Module, tokens: Tensor) -> list[Observe
     """Every matrix of `block` in the order they run, when the whole model runs over `tokens`."""
     seen: list[Observed] = []
     hooks = []
-    for module in block.modules():
+    for name, module in block.named_modules():
+        if name.endswith("gate"):
+            continue  # a router, or the like
         look = linear_observed if isinstance(module, nn.Linear | Conv1D) else experts_observed
         if look is linear_observed or (hasattr(module, "gate_up_proj") and not isinstance(module.gate_up_proj, nn.Linear)):
             hooks.append(module.register_forward_pre_hook(lambda module, args, look=look: seen.extend(look(module, args))))
@@ -149,7 +156,7 @@ def tokens_of(source: Path, wanted: PruneRecipe) -> Tensor:
     return calibration_set(tokenise(source, text, 257), wanted.calibration).tokens
 
 
-CASES = [(architecture, "wanda", "staged") for architecture in FAMILIES] + [
+CASES = [(architecture, "wanda", "staged") for architecture in (*FAMILIES, *UNLISTED)] + [
     (architecture, "sparsegpt", propagate)
     for architecture in ("GPT2LMHeadModel", "FalconForCausalLM", "Gemma2ForCausalLM", "DeepseekV2ForCausalLM")
     for propagate in ("staged", "block")
@@ -238,3 +245,35 @@ def test_routers_stay_dense(make_family_model: MakeModel, tmp_path: Path) -> Non
     name = "model.layers.0.block_sparse_moe.gate.weight"
     pruned = load_file(tmp_path / "output" / "model.safetensors")
     assert torch.equal(pruned[name], load_file(source / "model.safetensors")[name])
+
+
+def test_the_list_of_architectures_is_that_of_transformers() -> None:
+    """`python tests/engine/test_families.py` writes it anew."""
+    assert known_to_transformers() == built_in()
+    assert {(family.architecture, family.model_type) for family in FAMILIES.values()} <= known_to_transformers()
+
+
+def built_in() -> set[tuple[str, str]]:
+    pairs = ((name, model_type) for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if isinstance(name, str))
+    return {(name, model_type) for name, model_type in pairs if name.endswith(("ForCausalLM", "LMHeadModel"))}
+
+
+def test_blocks_that_are_never_run_stay_as_they_are(make_family_model: MakeModel, tmp_path: Path) -> None:
+    """DeepSeek-V3's block behind the last, which predicts a second token in training."""
+    source = tmp_path / "source"
+    shutil.copytree(make_family_model("DeepseekV3ForCausalLM"), source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    tensors = load_file(source / "model.safetensors")
+    unused = {name.replace("layers.1.", "layers.2."): tensor + 1 for name, tensor in tensors.items() if "layers.1." in name}
+    unused["model.layers.2.eh_proj.weight"] = torch.ones(32, 64)
+    save_file(tensors | unused, source / "model.safetensors", metadata={"format": "pt"})
+    prune(recipe("magnitude"), source, tmp_path)
+    pruned = load_file(tmp_path / "output" / "model.safetensors")
+    assert pruned.keys() == tensors.keys() | unused.keys()
+    assert all(torch.equal(pruned[name], tensor) for name, tensor in unused.items())
+
+
+if __name__ == "__main__":
+    lines = sorted(f"{architecture} {model_type}\n" for architecture, model_type in built_in())
+    Path(discovery.__file__).with_name("data").joinpath("causal-lm-architectures.txt").write_text("".join(lines))

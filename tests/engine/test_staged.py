@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
-from secateur.pruning.families import family_of
+from secateur.pruning.discovery import family_of
 from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.stages import groups_of
 from secateur.pruning.streaming import StreamedModel

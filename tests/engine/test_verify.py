@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from secateur.problems import ProblemError
-from secateur.pruning.families import family_of
+from secateur.pruning.discovery import family_of
 from secateur.pruning.verify import verify
 from tests.engine.runs import checkpoint, prune, recipe
 

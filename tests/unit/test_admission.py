@@ -88,12 +88,19 @@ def test_magnitude_asks_nothing_of_the_calibration_text() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}, {"model_type": "mamba"}],
-    ids=["another architecture", "one that the config does not mean"],
+    [
+        {"architectures": ["MambaForCausalLM"], "model_type": "mamba"},
+        {"model_type": "mamba"},
+        {"architectures": ["MambaLlamaForCausalLM"], "model_type": "mamballama"},
+        {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "num_hidden_layers": 3},
+        {"architectures": ["LlamaForSequenceClassification"], "model_type": "mamba"},
+    ],
+    ids=["another architecture", "one that the config does not mean", "no architecture", "another count", "another task"],
 )
 def test_an_unknown_architecture_is_named_beside_the_known(changes: dict[str, Any]) -> None:
+    mixer = {"model.layers.0.mixer.x_proj.weight": Tensor("BF16", (24, 24), "model.safetensors", 0, 1152)}
     with pytest.raises(ProblemError, match="mamba") as caught:
-        check(recipe(), model(**changes))
+        check(recipe(), model(replaced=mixer, **changes))
     assert caught.value.code == "unsupported_architecture"
     assert caught.value.hint is not None
     assert "Qwen2ForCausalLM" in caught.value.hint
@@ -192,3 +199,23 @@ def test_an_expert_that_lacks_a_matrix_is_refused(lost: str) -> None:
     with pytest.raises(ProblemError, match="Expert") as caught:
         check(recipe(), ModelHeaders("safetensors", config, tensors))
     assert caught.value.code == "model_file_corrupt"
+
+
+def test_a_family_that_is_in_no_table_is_taken_if_its_blocks_are_like_theirs() -> None:
+    check(recipe(), model(architectures=["GraniteForCausalLM"], model_type="granite"))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "told"),
+    [
+        ("model.layers.0.mixer.x_proj.weight", "mixer.x_proj"),
+        ("model.layers.1.mlp.experts.gate_up_proj", "experts.gate_up_proj"),
+        ("vision.layers.1.mlp.up_proj.weight", "2 lists"),
+    ],
+)
+def test_what_is_not_known_of_a_family_in_no_table_is_named(tensor: str, told: str) -> None:
+    more = {tensor: Tensor("BF16", (24, 24), "model.safetensors", 0, 1152)}
+    more |= {tensor.replace(".1.", ".0."): more[tensor]}
+    with pytest.raises(ProblemError, match=told) as caught:
+        check(recipe(), model(replaced=more, architectures=["GraniteForCausalLM"], model_type="granite"))
+    assert caught.value.code == "unsupported_architecture"

@@ -32,7 +32,7 @@ def test_the_code_of_a_method_is_there(card: MethodCard) -> None:
 
 
 def test_what_the_service_needs_is_free_of_torch() -> None:
-    modules = "admission, datasets, families, headers, registry"
+    modules = "admission, datasets, discovery, families, headers, linears, registry"
     heavy = "{'torch', 'transformers', 'safetensors', 'numpy', 'datasets', 'pandas'}"
     program = f"import sys; from secateur.pruning import {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout == "[]\n"
