@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from secateur.pruning.discovery import known_to_transformers
+from secateur.pruning.families import FAMILIES
 
 _USUAL = {
     "hidden_size": 32,
@@ -91,11 +91,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 # Families that are not in the table, with what tells them from those that are: scaled logits, one norm for two, biases.
 UNLISTED: Mapping[str, Mapping[str, Any]] = {
-    "GraniteForCausalLM": _USUAL | {"logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
-    "CohereForCausalLM": _USUAL | {"logit_scale": 2.0},
-    "PhiForCausalLM": _USUAL,
-    "Starcoder2ForCausalLM": _USUAL,
-    "OlmoeForCausalLM": _USUAL | {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2},
+    "GraniteForCausalLM": _USUAL
+    | {"model_type": "granite", "logits_scaling": 0.5, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    "CohereForCausalLM": _USUAL | {"model_type": "cohere", "logit_scale": 2.0},
+    "PhiForCausalLM": _USUAL | {"model_type": "phi"},
+    "Starcoder2ForCausalLM": _USUAL | {"model_type": "starcoder2"},
+    "OlmoeForCausalLM": _USUAL | {"model_type": "olmoe", "num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2},
 }
 
 
@@ -107,8 +108,9 @@ def make_family(folder: Path, architecture: str, *, dtype: torch.dtype = torch.f
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
     words = {"vocab_size": len(tokenizer), "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": None}
-    shape = {**SMALL, **UNLISTED}[architecture]
-    config = AutoConfig.for_model(dict(known_to_transformers())[architecture], **words, **{**shape, **changes})
+    shape = SMALL.get(architecture) or UNLISTED[architecture]
+    model_type = shape.get("model_type") or FAMILIES[architecture].model_type
+    config = AutoConfig.for_model(**{"model_type": model_type, **words, **shape, **changes})
     model = AutoModelForCausalLM.from_config(config)
     embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for parameter in model.parameters():

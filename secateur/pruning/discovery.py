@@ -41,10 +41,8 @@ def family_of(model: ModelHeaders) -> Family:
     """The family of a safetensors model, as its checkpoint has it. Raises ProblemError `unsupported_architecture` at
     /model/id."""
     family = FAMILIES.get(model.architecture)
-    if family is None:
+    if family is None or family.model_type != model.config["model_type"]:
         return _discovered(model)
-    if family.model_type != model.config["model_type"]:
-        _refuse(model, "and that is not what this architecture goes with")
     return family if family.embedding in model.tensors else _bare(family, model)
 
 

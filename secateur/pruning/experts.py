@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers.integrations import moe
 
 from secateur.problems import ProblemError
+from secateur.pruning.linears import FUSED
 from secateur.pruning.registry import Observes
 
 # Below so many tokens an expert's inputs say little of it. A rule of ours, not measured: for norms a handful of tokens is
 # enough; a Gram matrix of fewer tokens than this part of its rows is nearly all damping.
 FEWEST_TOKENS = 32
 GRAM_SHARE = 8
-_FUSED = {"gate_up_proj", "down_proj"}
 
 
 class Experts(nn.ModuleList):
@@ -64,9 +64,9 @@ def separate_experts(model: nn.Module) -> None:
     """
     for name, module in list(model.named_modules()):
         parameters = dict(module.named_parameters(recurse=False))
-        if not any(parameter.dim() == 3 and key in _FUSED for key, parameter in parameters.items()):
+        if not any(parameter.dim() == 3 and key in FUSED for key, parameter in parameters.items()):
             continue
-        if parameters.keys() != _FUSED or not _is_plain(module):
+        if parameters.keys() != FUSED or not _is_plain(module):
             raise ProblemError(
                 "unsupported_architecture", f"The experts of this architecture ({type(module).__name__}) are not supported."
             )

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from secateur.problems import ProblemError
+from secateur.problems import ProblemError, at
 from secateur.pruning.families import Family, block_count
 from secateur.pruning.headers import FLOATS, ModelHeaders, Tensor
 
+FUSED = frozenset({"gate_up_proj", "down_proj"})  # parameters that hold all experts, in transformers' memory
 MOST_UNUSED = 8  # blocks behind the last; there is one in what is published
 _INDEX = re.compile(r"0|[1-9][0-9]{0,9}")
 _NUMBER = re.compile(r"(?<=\.)[0-9]{1,9}(?=\.)")
@@ -90,6 +91,13 @@ def _linears_of_block(family: Family, block: str, tensors: Mapping[str, Tensor])
     found: list[tuple[int, list[int], Linear]] = []
     for name in tensors:
         module, _, kind = name.rpartition(".")
+        if kind in FUSED and len(tensors[name].shape) == 3:
+            raise at(
+                "/model/id",
+                "unsupported_architecture",
+                f"'{block}.{name[:200]}' holds the experts of its block in one tensor, where a matrix for each is needed.",
+                hint="Load the model with transformers and save it with save_pretrained(), which writes them apart.",
+            )
         if kind == "weight" and len(tensors[name].shape) == 2:
             pattern = _NUMBER.sub("*", module)
             if pattern in order:

@@ -64,6 +64,7 @@ def compression_report(
             "zeros": facts.zeros,
             "weights": facts.weights,
             "untouched_tensors_identical": True,
+            "head_tied_to": facts.head_tied_to,
         },
     }
     if calibration:
@@ -159,8 +160,8 @@ pipeline_tag: text-generation
 | Base model's weights | sha256 `{report["base_model_sha256"][:16]}…` |
 | Licence | {_licence(report)} |
 {_calibration_row(report)}{_perplexity_rows(report)}
-Every linear layer of the decoder blocks is pruned; embeddings, head, norms and biases are the base model's, unchanged
-but for the data type. `{REPORT}` tells each layer's sparsity and error, each tensor's digest, and what went in.
+Every linear layer of the decoder blocks is pruned; embeddings, head, norms, routers and biases are the base model's,
+unchanged but for the data type. `{REPORT}` tells each layer's sparsity and error, each tensor's digest, and what went in.
 
 ## Use
 

@@ -22,11 +22,13 @@ from secateur.recipes import MeanCorrection, PruneRecipe
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Measured in the files: zeros and weights of all pruned linears together, and zeros of each."""
+    """Measured in the files: zeros and weights of all pruned linears together, and zeros of each; and the embedding that the
+    head is, if it has no tensor of its own."""
 
     zeros: int
     weights: int
     zeros_of: Mapping[str, int]
+    head_tied_to: str | None
 
     @property
     def sparsity(self) -> float:
@@ -70,7 +72,8 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
             elif not torch.equal(_bits(written.read(name)), _bits(source.read(name, dtype))):
                 _fail(f"'{name}' was not to be touched and differs from the source")
     weights = sum(headers.tensors[name].elements for name in removed)
-    return Facts(zeros=sum(zeros_of.values()), weights=weights, zeros_of=zeros_of)
+    tied = family.embedding if family.head not in headers.tensors else None
+    return Facts(sum(zeros_of.values()), weights, zeros_of, tied)
 
 
 def _check_pruned(name: str, weight: Tensor, removed: int, group: tuple[int, int] | None) -> int:

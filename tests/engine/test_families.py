@@ -17,12 +17,15 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from secateur.problems import ProblemError
 from secateur.pruning import discovery
+from secateur.pruning.admission import check
 from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.checkpoint import DTYPES
 from secateur.pruning.datasets import read_text
 from secateur.pruning.discovery import family_of, known_to_transformers
 from secateur.pruning.families import FAMILIES
+from secateur.pruning.headers import read_model
 from secateur.pruning.linears import linears_of
 from secateur.pruning.memory import MOST_TOKENS
 from secateur.pruning.methods.factor import inverse_factor
@@ -272,6 +275,14 @@ def test_blocks_that_are_never_run_stay_as_they_are(make_family_model: MakeModel
     pruned = load_file(tmp_path / "output" / "model.safetensors")
     assert pruned.keys() == tensors.keys() | unused.keys()
     assert all(torch.equal(pruned[name], tensor) for name, tensor in unused.items())
+
+
+def test_fused_experts_in_a_checkpoint_are_refused_with_the_remedy(make_family_model: MakeModel, tmp_path: Path) -> None:
+    loaded(make_family_model("Qwen3MoeForCausalLM")).save_pretrained(tmp_path / "source", save_original_format=False)
+    with pytest.raises(ProblemError, match=r"layers\.1\.mlp\.experts\.") as caught:
+        check(recipe(), read_model(tmp_path / "source"))
+    assert caught.value.code == "unsupported_architecture"
+    assert "save_pretrained" in (caught.value.hint or "")
 
 
 if __name__ == "__main__":

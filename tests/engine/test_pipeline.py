@@ -64,8 +64,9 @@ def linears_of(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [linear for block in report["blocks"] for linear in block["linears"]]
 
 
-def test_tied_embeddings_stay_tied_and_untouched(llama: Path, tmp_path: Path) -> None:
-    prune(recipe(), llama, tmp_path)
+def test_tied_embeddings_stay_tied_and_untouched_and_are_named(llama: Path, tmp_path: Path) -> None:
+    report = prune(recipe(), llama, tmp_path).report
+    assert report["verification"]["head_tied_to"] == "model.embed_tokens.weight"
     before, after = load_file(llama / "model.safetensors"), load_file(tmp_path / "output" / "model.safetensors")
     assert "lm_head.weight" not in after
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
