@@ -22,7 +22,7 @@ from secateur.pruning.job import SCRATCH, Job, Outcome, OutputFile, RunResult
 from secateur.pruning.kinds.evaluate import evaluate
 from secateur.pruning.kinds.prune import prune
 from secateur.pruning.memory import keep_what_is_freed, peak
-from secateur.pruning.streaming import require_fit
+from secateur.pruning.skeleton import require_fit
 from secateur.recipes import Kind, Recipe
 
 KINDS: Mapping[Kind, Callable[[Job[Any]], Outcome]] = {"prune": prune, "evaluate": evaluate}

@@ -1,14 +1,13 @@
 """A causal language model of which one block at a time is in memory.
 
-The model is built without weights. Embeddings and head stay; a block's weights come when it is entered and go when it is
-left. What a block is called with is recorded once per micro-batch, verbatim, by running the model's own forward over
-blocks that only take notes: no code here knows what an architecture passes to its blocks.
+The model is built without weights (`skeleton.py`). Embeddings and head stay; a block's weights come when it is entered and
+go when it is left. What a block is called with is recorded once per micro-batch, verbatim, by running the model's own
+forward over blocks that only take notes: no code here knows what an architecture passes to its blocks.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,23 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
-from transformers.pytorch_utils import Conv1D
 
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint
-from secateur.pruning.experts import separate_experts
 from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
-from secateur.pruning.linears import linears_of, unused_tensors, widths_of
+from secateur.pruning.linears import linears_of, widths_of
 from secateur.pruning.memory import batch_tokens
 from secateur.pruning.quiet import quiet_transformers
+from secateur.pruning.skeleton import without_weights
 
 PROBE_TOKENS = 8  # of a sequence that shows which linears get the same input
-
-# What old versions of transformers saved beside the weights: rotary frequencies, causal masks.
-_LEGACY_BUFFERS = r"rotary_emb\.inv_freq$|attn\.(masked_)?bias$"
 
 
 @dataclass(slots=True)
@@ -53,7 +47,7 @@ class StreamedModel:
     def __init__(self, checkpoint: Checkpoint, family: Family, dtype: torch.dtype, device: torch.device) -> None:
         self._checkpoint, self._family, self._dtype, self.device = checkpoint, family, dtype, device
         self._tensors = {family.parameter(name): name for name in checkpoint.headers.tensors}
-        self.model = _without_weights(checkpoint, dtype, device)
+        self.model = without_weights(checkpoint, dtype, device)
         self._decoder = self.model.get_submodule(family.block_list.rpartition(".")[0])
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.block_list).children())
         self.count = len(self._blocks)
@@ -95,17 +89,26 @@ class StreamedModel:
     def batches(self, tokens: Tensor) -> list[MicroBatch]:
         """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be."""
         size = max(1, min(self.batch_tokens // tokens.shape[1], -(-len(tokens) // self.lanes.count)))
-        return [self.enter(part) for part in torch.split(tokens, size)]
+        return self._entered(torch.split(tokens, size))
+
+    def _entered(self, parts: Iterable[Tensor]) -> list[MicroBatch]:
+        """A micro-batch of each of `parts`; what they are called with alike they have together."""
+        batches: list[MicroBatch] = []
+        for part in parts:
+            batch = self.enter(part)
+            if batches:
+                batch.calls = shared(batch.calls, batches[-1].calls)
+            batches.append(batch)
+        return batches
 
     def halved(self, batches: list[MicroBatch]) -> list[MicroBatch]:
         """The same sequences in the same place, in micro-batches of half the size; those of one sequence stay."""
-        halves: list[MicroBatch] = []
-        for batch in batches:
-            size = (len(batch.tokens) + 1) // 2
-            for tokens, hidden in zip(torch.split(batch.tokens, size), torch.split(batch.hidden, size), strict=True):
-                half = self.enter(tokens)
-                half.hidden = hidden.clone()
-                halves.append(half)
+        size = max((len(batch.tokens) + 1) // 2 for batch in batches)
+        parts = [part for batch in batches for part in torch.split(batch.tokens, size)]
+        hidden = [part for batch in batches for part in torch.split(batch.hidden, size)]
+        halves = self._entered(parts)
+        for half, part in zip(halves, hidden, strict=True):
+            half.hidden = part.clone()
         return halves
 
     def within_memory(
@@ -208,49 +211,6 @@ class StreamedModel:
             block.load_state_dict(empty, assign=True)
 
 
-def require_fit(checkpoint: Checkpoint, family: Family) -> None:
-    """Raise ProblemError `model_file_corrupt` unless the checkpoint holds the tensors of the model that config.json names,
-    in their shapes, and no others; `model_config_invalid` if it names none.
-
-    As for `from_pretrained`, a tensor that is tied to another may be absent, and what old versions saved beside the weights
-    may be there.
-    """
-    model = _without_weights(checkpoint, torch.float32, torch.device("cpu"))
-    _require_linears(model, checkpoint, family)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    unused = set(unused_tensors(checkpoint.headers, family))
-    tensors = checkpoint.headers.tensors
-    found = {family.parameter(name): tensor.shape for name, tensor in tensors.items() if name not in unused}
-    missing = expected.keys() - found.keys()
-    with quiet_transformers():
-        model.tie_weights(missing_keys=missing)  # takes those away that are tied to what is there
-    ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), _LEGACY_BUFFERS]))
-    unexpected = [name for name in found if name not in expected and not ignored.search(name)]
-    misshapen = [name for name in expected.keys() & found.keys() if expected[name] != found[name]]
-    for names, what in ((missing, "missing"), (unexpected, "none of the model's"), (misshapen, "of another shape")):
-        if names:
-            some = ", ".join(f"'{name[:120]}'" for name in sorted(names)[:3])
-            raise ProblemError(
-                "model_file_corrupt",
-                f"The weights do not fit the model that config.json describes: {len(names)} are {what}, such as {some}.",
-            )
-
-
-def _require_linears(model: nn.Module, checkpoint: Checkpoint, family: Family) -> None:
-    """Raise ProblemError `unsupported_architecture` unless what is to be pruned are linears, stored as they should be."""
-    for index, linears in enumerate(linears_of(checkpoint.headers, family)):
-        block = model.get_submodule(f"{family.block_list}.{index}")
-        modules = dict(block.named_modules())
-        for linear in linears:
-            module = modules.get(linear.module)
-            if not isinstance(module, Conv1D if linear.transposed else nn.Linear):
-                raise ProblemError(
-                    "unsupported_architecture",
-                    f"'{linear.name}' is to be pruned, and in transformers it is of a {type(module).__name__}, which is no "
-                    "linear that stores its weight so.",
-                )
-
-
 def _returning_tuples(stand_in: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
     return lambda *args, **kwargs: (stand_in(*args, **kwargs),)
 
@@ -270,35 +230,23 @@ def run_block(block: nn.Module, index: int, batch: MicroBatch) -> Tensor:
     return hidden
 
 
-def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model on the meta device, but for the buffers that no checkpoint holds (rotary frequencies), which are made."""
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(
-                str(checkpoint.folder), trust_remote_code=False, local_files_only=True, **checkpoint.headers.switched
-            )
-            with torch.device("meta"):
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=dtype, attn_implementation=_attention(config), trust_remote_code=False
-                )
-            for name, buffer in model.named_non_persistent_buffers():
-                parent, _, leaf = name.rpartition(".")
-                model.get_submodule(parent).register_buffer(leaf, torch.empty_like(buffer, device=device), persistent=False)
-            model.initialize_weights()
-            separate_experts(model)
-        except ProblemError:
-            raise
-        except Exception as error:  # config.json is hostile input, and transformers raises what it likes
-            raise ProblemError(
-                "model_config_invalid", f"No model can be made from config.json: {type(error).__name__}: {error}"
-            ) from error
-    return model.eval().requires_grad_(False)
+def shared(calls: Any, earlier: Any) -> Any:
+    """`calls` with the tensors of `earlier`, another micro-batch's, where they are equal: masks are large, and all alike."""
+    known: dict[int, Tensor] = {}
 
+    def share(value: Any, other: Any) -> Any:
+        if isinstance(value, Tensor) and isinstance(other, Tensor):
+            if id(value) not in known:
+                same = value.dtype == other.dtype and torch.equal(value, other)
+                known[id(value)] = other if same else value
+            return known[id(value)]
+        if isinstance(value, list | tuple) and type(value) is type(other) and len(value) == len(other):
+            return type(value)(map(share, value, other))
+        if isinstance(value, dict) and isinstance(other, dict) and value.keys() == other.keys():
+            return {key: share(item, other[key]) for key, item in value.items()}
+        return value
 
-def _attention(config: PretrainedConfig) -> str:
-    """The attention that is run, never one that config.json names: torch's, if it can do all that the model does (it cannot
-    cap scores as Gemma 2 does), else transformers' plain one."""
-    return "sdpa" if MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa else "eager"
+    return share(calls, earlier)
 
 
 def _assign(module: nn.Module, weights: dict[str, Tensor], *, strict: bool) -> None:

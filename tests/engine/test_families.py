@@ -277,6 +277,19 @@ def test_blocks_that_are_never_run_stay_as_they_are(make_family_model: MakeModel
     assert all(torch.equal(pruned[name], tensor) for name, tensor in unused.items())
 
 
+def test_what_micro_batches_are_called_with_alike_they_have_together(make_family_model: MakeModel) -> None:
+    """Masks of several sequences take more memory than the sequences."""
+    with checkpoint(make_family_model("FalconForCausalLM")) as source, torch.no_grad():
+        model = StreamedModel(source, family_of(source.headers), DTYPES["float32"], torch.device("cpu"))
+        batches = model.batches(torch.randint(0, 256, (4, 48)))
+        assert len(batches) > 2
+        masks = [batch.calls[0][1]["attention_mask"] for batch in batches]
+        assert all(mask is masks[0] for mask in masks)
+        alone = model.enter(batches[-1].tokens)
+        with model.block(0) as block:
+            assert torch.equal(run_block(block, 0, batches[-1]), run_block(block, 0, alone))
+
+
 def test_fused_experts_in_a_checkpoint_are_refused_with_the_remedy(make_family_model: MakeModel, tmp_path: Path) -> None:
     loaded(make_family_model("Qwen3MoeForCausalLM")).save_pretrained(tmp_path / "source", save_original_format=False)
     with pytest.raises(ProblemError, match=r"layers\.1\.mlp\.experts\.") as caught:
