@@ -17,9 +17,9 @@ from statistics import median
 from typing import Any
 
 from secateur.pruning.datasets import known_bytes
-from secateur.pruning.families import family_of
+from secateur.pruning.discovery import family_of
 from secateur.pruning.headers import ModelHeaders
-from secateur.pruning.linears import Linear, linears_of
+from secateur.pruning.linears import Linear, linears_of, widths_of
 from secateur.pruning.registry import METHODS, calibration_of
 from secateur.recipes import ALPS, ModelRecipe, Perplexity, PruneRecipe, Recipe
 
@@ -174,8 +174,8 @@ def shape_of(model: ModelHeaders) -> Shape:
     blocks = linears_of(model, family)
     experts = max((len(_numbered(block)) for block in blocks), default=0)
     share = min(1.0, _positive(config.get("num_experts_per_tok"), 1) / experts) if experts else 1.0
-    vocabulary, hidden = model.tensors[family.embedding].shape
-    return Shape(blocks, model.parameters, hidden, vocabulary, share)
+    hidden, _ = widths_of(blocks)  # an embedding may be narrower
+    return Shape(blocks, model.parameters, hidden, model.tensors[family.embedding].shape[0], share)
 
 
 def _numbered(block: list[Linear]) -> set[str]:

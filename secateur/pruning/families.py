@@ -221,7 +221,7 @@ FAMILIES: Mapping[str, Family] = {
 
 def block_count(model: ModelHeaders, family: Family) -> int:
     """Number of decoder blocks. Raises ProblemError `model_config_invalid`."""
-    return natural(model, family.count)
+    return _natural(model, family.count)
 
 
 def positions_of(model: ModelHeaders, family: Family) -> int | None:
@@ -229,11 +229,10 @@ def positions_of(model: ModelHeaders, family: Family) -> int | None:
     `model_config_invalid`."""
     if family.positions is None or (family.most_positions and family.positions not in model.config):
         return family.most_positions
-    return natural(model, family.positions)
+    return _natural(model, family.positions)
 
 
-def natural(model: ModelHeaders, key: str) -> int:
-    """A positive number of config.json. Raises ProblemError `model_config_invalid`."""
+def _natural(model: ModelHeaders, key: str) -> int:
     value = model.config.get(key)
     if type(value) is not int or not 1 <= value < 2**31:
         raise ProblemError("model_config_invalid", f"{CONFIG} has no '{key}', or one that is no positive number.")

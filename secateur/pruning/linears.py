@@ -6,11 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import mode
 from typing import NoReturn
 
 from secateur.problems import ProblemError, at
-from secateur.pruning.discovery import family_of
-from secateur.pruning.families import Family, block_count, natural
+from secateur.pruning.families import Family, block_count
 from secateur.pruning.headers import FLOATS, ModelHeaders, Tensor
 
 FUSED = frozenset({"gate_up_proj", "down_proj"})  # parameters that hold all experts, in transformers' memory
@@ -52,35 +52,11 @@ def linears_of(model: ModelHeaders, family: Family) -> list[list[Linear]]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a model's size is, from its headers alone.
-
-    `blocks`: the pruned linears of each. `hidden` and `widest`: see `widths_of`. `vocabulary`: rows of the embedding.
-    `experts_per_token`: of the experts in a block, how many a token goes through; 0 if there are none.
-    """
-
-    blocks: list[list[Linear]]
-    hidden: int
-    widest: int
-    vocabulary: int
-    experts_per_token: int
-
-
-def shape_of(model: ModelHeaders) -> Shape:
-    """The shape of a safetensors model. Raises the problems of `family_of` and `linears_of`."""
-    family = family_of(model)
-    blocks = linears_of(model, family)
-    embedding = require(model.tensors.get(family.embedding), family.embedding, rank=2)
-    routed = any(linear.routed for block in blocks for linear in block)
-    chosen = natural(model, "num_experts_per_tok") if routed else 0
-    return Shape(blocks, *widths_of(blocks), embedding.shape[0], chosen)
-
-
 def widths_of(blocks: list[list[Linear]]) -> tuple[int, int]:
-    """The hidden size, which is what the first linear of a block takes, and the widest that any linear takes or gives."""
+    """The hidden size, which most linears take, and the widest that any linear takes or gives."""
     linears = [linear for block in blocks for linear in block]
-    return linears[0].in_features, max(max(linear.out_features, linear.in_features) for linear in linears)
+    hidden = mode(linear.in_features for linear in linears)
+    return hidden, max(max(linear.out_features, linear.in_features) for linear in linears)
 
 
 def unused_tensors(model: ModelHeaders, family: Family) -> list[str]:

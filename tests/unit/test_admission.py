@@ -12,7 +12,6 @@ from secateur.problems import ProblemError
 from secateur.pruning.admission import check
 from secateur.pruning.families import FAMILIES
 from secateur.pruning.headers import ModelHeaders, Tensor
-from secateur.pruning.linears import Linear, shape_of
 from secateur.recipes import PruneRecipe
 
 CONFIG = {
@@ -220,12 +219,3 @@ def test_what_is_not_known_of_a_family_in_no_table_is_named(tensor: str, told: s
     with pytest.raises(ProblemError, match=told) as caught:
         check(recipe(), model(replaced=more, architectures=["GraniteForCausalLM"], model_type="granite"))
     assert caught.value.code == "unsupported_architecture"
-
-
-def test_the_shape_of_a_model_is_known_from_its_headers() -> None:
-    shape = shape_of(
-        model(replaced={"model.layers.1.mlp.down_proj.weight": Tensor("BF16", (24, 80), "model.safetensors", 0, 0)})
-    )
-    assert (shape.hidden, shape.widest, shape.vocabulary, shape.experts_per_token) == (24, 80, 24, 0)
-    assert [len(block) for block in shape.blocks] == [7, 7]
-    assert shape.blocks[1][-1] == Linear("mlp.down_proj", "model.layers.1.mlp.down_proj.weight", 24, 80)
