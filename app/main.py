@@ -20,6 +20,7 @@ from app.kit.requests import RequestContext, RequestLimits
 from app.models import endpoints as models
 from app.parts import open_parts
 from app.settings import Settings
+from app.sweeps import endpoints as sweeps
 from app.webhooks import endpoints as webhooks
 from secateur import __version__
 
@@ -63,7 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _version_1() -> APIRouter:
     common = errors.declare("unauthorized", "forbidden", "validation_error", "internal_error", "service_unavailable")
     v1 = APIRouter(prefix="/v1", responses=common, dependencies=[Depends(refuse_unknown_parameters)])
-    for area in (jobs, estimates, artifacts, methods, models, integrations, webhooks, accounts):
+    for area in (jobs, estimates, sweeps, artifacts, methods, models, integrations, webhooks, accounts):
         v1.include_router(area.router)
     return v1
 

@@ -46,6 +46,7 @@ _ROWS = (
     Kind("start_deadline_missed", 503, "The job was not begun in time", retryable=True),
     Kind("artifact_lost", 410, "The bytes of the file are lost"),
     Kind("worker_lost", 500, "The worker was lost, again and again", retryable=True),
+    Kind("sweep_not_finished", 409, "The sweep has jobs that have not ended"),
     # Webhooks and integrations
     Kind("webhook_endpoint_disabled", 409, "The webhook endpoint is disabled"),
     Kind("too_many_webhook_endpoints", 409, "There are as many webhook endpoints as there may be"),

@@ -372,19 +372,7 @@ class Sparsity(_Part):
     @field_validator("pattern")
     @classmethod
     def _known_pattern(cls, pattern: str) -> str:
-        if pattern == "unstructured":
-            return pattern
-        match = _N_OF_M.fullmatch(pattern)
-        if match is None:
-            raise PydanticCustomError("pattern", "the pattern is 'unstructured' or 'N:M', such as '2:4'")
-        kept, group = int(match[1]), int(match[2])
-        if not 1 <= kept < group <= MAX_GROUP:
-            raise PydanticCustomError(
-                "pattern",
-                "'{pattern}' is no pattern: in N:M, 1 <= N < M <= {limit}",
-                {"limit": MAX_GROUP, "pattern": pattern},
-            )
-        return f"{kept}:{group}"
+        return known_pattern(pattern)
 
     @field_validator("target", mode="before")
     @classmethod
@@ -423,6 +411,23 @@ class Sparsity(_Part):
     def group(self) -> tuple[int, int] | None:
         """(N, M) of an N:M pattern, None for an unstructured one."""
         return _group_of(self.pattern)
+
+
+def known_pattern(pattern: str) -> str:
+    """`unstructured`, or N:M in its shortest form. Raises pydantic's error for anything else."""
+    if pattern == "unstructured":
+        return pattern
+    match = _N_OF_M.fullmatch(pattern)
+    if match is None:
+        raise PydanticCustomError("pattern", "the pattern is 'unstructured' or 'N:M', such as '2:4'")
+    kept, group = int(match[1]), int(match[2])
+    if not 1 <= kept < group <= MAX_GROUP:
+        raise PydanticCustomError(
+            "pattern",
+            "'{pattern}' is no pattern: in N:M, 1 <= N < M <= {limit}",
+            {"limit": MAX_GROUP, "pattern": pattern},
+        )
+    return f"{kept}:{group}"
 
 
 def _group_of(pattern: str) -> tuple[int, int] | None:
@@ -553,12 +558,9 @@ class ModelRecipe(JobRecipe):
         raise NotImplementedError
 
 
-class PruneRecipe(ModelRecipe):
-    """Prune a model: the body of `POST /v1/jobs` with `kind` `prune`."""
+class PruneSettings(ModelRecipe):
+    """All that says how a model is pruned but the method and its sparsity: a sweep shares it among its jobs."""
 
-    kind: Literal["prune"]
-    method: Method
-    sparsity: Sparsity
     calibration: Calibration = Calibration()
     propagate: Literal["staged", "block", "none"] = Field(
         default="staged",
@@ -566,6 +568,14 @@ class PruneRecipe(ModelRecipe):
         "forward); those of its dense block behind pruned blocks (`block`, as the papers' code, two forwards); those of "
         "the dense model (`none`, one forward).",
     )
+
+
+class PruneRecipe(PruneSettings):
+    """Prune a model: the body of `POST /v1/jobs` with `kind` `prune`."""
+
+    kind: Literal["prune"]
+    method: Method
+    sparsity: Sparsity
 
     @property
     def method_name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,7 +16,9 @@ from app.jobs import routing
 from app.kit.disk import require_reserve
 from app.models import artifact, sources
 from app.models.artifact import Made
+from app.models.sources import Admitted
 from app.parts import Parts
+from app.settings import Settings
 from secateur.problems import at
 from secateur.pruning.estimate import Estimate
 from secateur.recipes import Recipe
@@ -35,9 +38,16 @@ PROBLEMS = (
 class Accepted:
     """A recipe with model and integrations resolved, what it will cost, and the queue that is chosen by it."""
 
-    recipe: Recipe
-    estimate: Estimate
+    admitted: Admitted
     queue: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.admitted.recipe
+
+    @property
+    def estimate(self) -> Estimate:
+        return self.admitted.estimate
 
 
 async def admit(parts: Parts, caller: Caller, recipe: Recipe) -> Accepted:
@@ -54,7 +64,24 @@ async def admit(parts: Parts, caller: Caller, recipe: Recipe) -> Accepted:
     settled = registry.settle(recipe, parts.settings)
     admitted = await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings, made=made)
     queue = routing.queue_for(admitted.estimate.device_bytes, parts.settings.jobs.queues)
-    return Accepted(admitted.recipe, admitted.estimate, queue)
+    return Accepted(admitted, queue)
+
+
+async def admit_also(first: Accepted, recipe: Recipe, settings: Settings) -> Accepted:
+    """Accept another recipe on the model of one that was accepted, with the integrations that were settled for that.
+
+    The model is neither resolved nor read again. Raises the problems of `secateur.pruning.admission`.
+    """
+    settled = registry.settle(recipe, settings)
+    admitted = await asyncio.to_thread(sources.admit_also, first.admitted, settled, settings)
+    return Accepted(admitted, routing.queue_for(admitted.estimate.device_bytes, settings.jobs.queues))
+
+
+def require_room(estimates: Sequence[Estimate], settings: Settings) -> None:
+    """Raise `model_too_large_for_disk` if jobs of these estimates, one after the other, leave too little room."""
+    kept = sum(estimate.kept_bytes for estimate in estimates)
+    height = max(estimate.disk_bytes - estimate.kept_bytes for estimate in estimates)
+    sources.require_room(kept + height, settings)
 
 
 async def _made(session: AsyncSession, parts: Parts, caller: Caller, recipe: Recipe) -> Made | None:

@@ -68,6 +68,15 @@ async def cancel(session: AsyncSession, tenant_id: str, job_id: str, *, at: date
     return job
 
 
+async def cancel_if_active(session: AsyncSession, tenant_id: str, job_id: str, *, at: datetime) -> None:
+    """Cancel a job as `cancel` does, unless it has ended meanwhile."""
+    try:
+        await cancel(session, tenant_id, job_id, at=at)
+    except ProblemError as problem:
+        if problem.code != "job_not_cancellable":
+            raise
+
+
 async def recipe_to_retry(session: AsyncSession, tenant_id: str, job_id: str) -> Recipe:
     """The recipe of a job that has failed, expired, or been cancelled, and so will not change any more.
 

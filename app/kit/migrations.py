@@ -23,7 +23,7 @@ _SYNC_DRIVERS = {"sqlite+aiosqlite": "sqlite"}
 
 def load_tables() -> None:
     """Import every module that declares tables, so that `Base.metadata` knows them all."""
-    for package in ("accounts", "artifacts", "integrations", "jobs", "webhooks"):
+    for package in ("accounts", "artifacts", "integrations", "jobs", "sweeps", "webhooks"):
         import_module(f"app.{package}.models")
 
 

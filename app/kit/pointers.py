@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -43,10 +43,23 @@ def _without_tags(location: Sequence[str | int], body: Any, root: str | None) ->
             here, discriminator = _member(here, discriminator, item), None
             continue
         keys.append(item)
-        field = _fields(here).get(str(item))
+        if isinstance(item, int):
+            here, discriminator = _element(here)
+            continue
+        field = _fields(here).get(item)
         here = field.annotation if field else None
         discriminator = field.discriminator if field and isinstance(field.discriminator, str) else None
     return keys
+
+
+def _element(of: Any) -> tuple[Any, str | None]:
+    """The type of a list's elements, and the discriminator if that is a union."""
+    element = next(iter(get_args(of)), None)
+    if get_origin(element) is not Annotated:
+        return element, None
+    inner, *facts = get_args(element)
+    found = (fact.discriminator for fact in facts if isinstance(fact, FieldInfo))
+    return inner, next((name for name in found if isinstance(name, str)), None)
 
 
 def _member(union: Any, discriminator: str, tag: str | int) -> Any:

@@ -20,6 +20,7 @@ from app.settings import Settings
 from secateur.problems import ProblemError, at
 from secateur.pruning import admission
 from secateur.pruning.estimate import Estimate, estimate
+from secateur.pruning.headers import ModelHeaders
 from secateur.recipes import Recipe
 
 # Threads of their own: a hub that hangs must not hold up those that read artifacts.
@@ -28,10 +29,11 @@ _remote_threads = ThreadPoolExecutor(8, thread_name_prefix="hub")
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A recipe as it can be queued, and what its run will cost."""
+    """A recipe as it can be queued, what its run will cost, and what its model says of itself."""
 
     recipe: Recipe
     estimate: Estimate
+    headers: ModelHeaders
 
 
 async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Settings, made: Made | None = None) -> Admitted:
@@ -60,13 +62,21 @@ async def admit(recipe: Recipe, *, tenant: Tenant, tokens: Tokens, settings: Set
         raise source.unavailable("did not answer in time") from None
 
 
+def admit_also(first: Admitted, recipe: Recipe, settings: Settings) -> Admitted:
+    """Another recipe on the model of one that was admitted, which is not read again. Raises what `admission.check` does."""
+    with _about_the_model():
+        admission.check(recipe, first.headers)
+    cost = estimate(recipe, first.headers, local_store=_is_local(settings))
+    return Admitted(recipe.model_copy(update={"model": first.recipe.model}), cost, first.headers)
+
+
 def _admit_local(recipe: Recipe, settings: Settings) -> Admitted:
     with _about_the_model(), parsing.one_at_a_time:
         headers = local.headers_of(recipe.model.id, settings.models_root)
         admission.check(recipe, headers)
         cost = estimate(recipe, headers, local_store=_is_local(settings))
-    _require_room(cost.disk_bytes, settings)
-    return Admitted(recipe, cost)
+    require_room(cost.disk_bytes, settings)
+    return Admitted(recipe, cost, headers)
 
 
 def _admit_hub(recipe: Recipe, tenant_id: str, token: str | None, settings: Settings) -> Admitted:
@@ -92,15 +102,16 @@ def _admit_snapshot(recipe: Recipe, reader: Reader, snapshot: Snapshot, tenant_i
             cost = estimate(recipe, headers, local_store=_is_local(settings))
     model = recipe.model.model_copy(update={"id": snapshot.repository, "revision": snapshot.commit})
     here = cached(model, tenant_id=tenant_id, settings=settings)
-    _require_room(cost.disk_bytes + (0 if here else sum(file.size for file in files)), settings)
-    return Admitted(recipe.model_copy(update={"model": model}), cost)
+    require_room(cost.disk_bytes + (0 if here else sum(file.size for file in files)), settings)
+    return Admitted(recipe.model_copy(update={"model": model}), cost, headers)
 
 
 def _is_local(settings: Settings) -> bool:
     return settings.store_url.startswith("file:")
 
 
-def _require_room(wanted: int, settings: Settings) -> None:
+def require_room(wanted: int, settings: Settings) -> None:
+    """Raise `model_too_large_for_disk` unless so many bytes are free where the state lies."""
     free = max(0, free_bytes(settings.state_folder) - settings.disk.reserve_bytes)
     if wanted > free:
         raise at(

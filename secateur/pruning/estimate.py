@@ -98,7 +98,7 @@ def _weights(linear: Linear) -> int:
 class Estimate:
     """`parameters` of the model, `pruned_parameters` of the linears that are pruned; tokens; `operations` of forwards and
     products as one would count them, and `work`, which `seconds` is made of; bytes at their highest. `device_bytes` is the
-    part of `memory_bytes` that a GPU would hold."""
+    part of `memory_bytes` that a GPU would hold, `kept_bytes` what of `disk_bytes` is still taken after the run."""
 
     parameters: int
     pruned_parameters: int
@@ -109,6 +109,7 @@ class Estimate:
     memory_bytes: int
     device_bytes: int
     disk_bytes: int
+    kept_bytes: int
     warnings: tuple[str, ...]
 
     def seconds(self, pace: float, *, spread: float) -> tuple[float, float]:
@@ -162,6 +163,7 @@ def estimate(recipe: Recipe, model: ModelHeaders, *, local_store: bool = True, l
         memory_bytes=int(_PROCESS_BYTES + max(host, 2 * shape.parameters if model.format == "gguf" else 0)),
         device_bytes=device,
         disk_bytes=disk_bytes(recipe, model, local_store=local_store),
+        kept_bytes=_output_bytes(recipe, model) if local_store else 0,
         warnings=tuple(warnings),
     )
 
@@ -274,9 +276,12 @@ def disk_bytes(recipe: Recipe, model: ModelHeaders, *, local_store: bool) -> int
     common quantisations, and there is a dequantised copy before the run. A job that writes no model takes no more."""
     parameters = model.parameters or model.bytes
     converted = parameters * DTYPE_BYTES["bfloat16"] if model.format == "gguf" else 0
-    if not isinstance(recipe, ModelRecipe):
-        return converted
-    return converted + parameters * DTYPE_BYTES[recipe.output.dtype] * (3 if local_store else 2)
+    return converted + _output_bytes(recipe, model) * (3 if local_store else 2)
+
+
+def _output_bytes(recipe: Recipe, model: ModelHeaders) -> int:
+    parameters = model.parameters or model.bytes
+    return parameters * DTYPE_BYTES[recipe.output.dtype] if isinstance(recipe, ModelRecipe) else 0
 
 
 def pace_of(measured: Collection[float], device: str) -> tuple[float, bool]:
