@@ -66,6 +66,7 @@ _ROWS = (
     Kind("model_config_invalid", 422, "The model's config.json is not valid"),
     Kind("remote_code_refused", 422, "The model asks for code of its own to be run"),
     Kind("unsupported_architecture", 422, "The architecture is not supported"),
+    Kind("model_not_elastic", 422, "The model is not elastic"),
     Kind("model_quantized", 422, "The model is quantised already"),
     Kind("model_too_large_for_disk", 507, "The model does not fit on the disk"),
     Kind("too_large_for_workers", 507, "No worker has enough memory for the job"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -553,6 +554,11 @@ class ModelRecipe(JobRecipe):
         return self.output.dtype
 
     @property
+    def pattern(self) -> str:
+        """That of the zeros."""
+        return "unstructured"
+
+    @property
     def _suffix(self) -> str:
         """What tells this output's name from its model's, such as `-wanda-50`."""
         raise NotImplementedError
@@ -583,6 +589,11 @@ class PruneRecipe(PruneSettings):
         return self.method.name
 
     @property
+    def pattern(self) -> str:
+        """As asked."""
+        return self.sparsity.pattern
+
+    @property
     def _suffix(self) -> str:
         """`-wanda-50` or `-wanda-2-4`: method, and percent or pattern."""
         group = self.sparsity.group
@@ -610,8 +621,120 @@ class EvaluateRecipe(JobRecipe):
         return self.dtype
 
 
-Recipe = Annotated[PruneRecipe | EvaluateRecipe, Field(discriminator="kind")]
-Kind = Literal["prune", "evaluate"]
+MAX_RATE = 0.9
+Rate = Annotated[float, Field(gt=0, le=MAX_RATE)]
+
+
+class Band(_Part):
+    """A band of sparsity rates of an elastic model: up to `upper`, from where the band below ends."""
+
+    upper: float = Field(gt=0, le=0.95, description="The highest rate of the band.")
+    rank: int = Field(ge=1, le=256, description="Rank of the pair of matrices that the band adds to those below it.")
+    weight: float = Field(gt=0, le=1, description="The band's share in the inputs of the next block; all add up to 1.")
+
+
+class Epts(_Part):
+    """Optimise an elastic model, which can be materialised at any sparsity (arXiv 2606.25285)."""
+
+    name: Literal["epts"]
+    bands: Literal["seven", "three"] | Annotated[list[Band], Field(min_length=1, max_length=16)] = Field(
+        default="seven",
+        description="`seven` bands of rank 8 (the authors' code), `three` of ranks 24, 16, 16 (the paper), or a list.",
+    )
+    epochs: int = Field(
+        default=3, ge=1, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
+    )
+    sequences_per_step: int = Field(default=1, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
+    learning_rate: float = Field(
+        default=1e-2, ge=0, le=1, description="Adam's for the low-rank pairs, falling to 0 as a cosine (the authors': 1e-3)."
+    )
+    train_base: bool = Field(
+        default=True, description="Ours: train the weights themselves too; masks follow them. The paper's way is false."
+    )
+    base_learning_rate: float = Field(default=5e-4, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
+    streams: Literal["mixed", "groups"] = Field(
+        default="groups",
+        description="What the next block is trained on: outputs at rates of all bands, mixed (`mixed`, the paper's); or "
+        "those of low, of middle and of high rates apart, each for its own bands (`groups`, ours).",
+    )
+    every_band: bool = Field(
+        default=False,
+        description="Train all bands in each step (the authors' code); otherwise one of low, of middle and of high rates.",
+    )
+    self_distillation: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the lowest band's output in what the others are to give (0.5: theirs).",
+    )
+
+    @field_validator("bands")
+    @classmethod
+    def _in_order(cls, bands: Any) -> Any:
+        if isinstance(bands, list):
+            uppers = [band.upper for band in bands]
+            if any(later <= earlier for earlier, later in pairwise(uppers)):
+                raise PydanticCustomError("bands", "each band's upper end lies above that of the band before it")
+            if abs(sum(band.weight for band in bands) - 1) > 1e-6:
+                raise PydanticCustomError("bands", "the weights of the bands add up to 1")
+        return bands
+
+
+class Curve(Evaluation):
+    """What to measure of an elastic model: perplexity at several sparsities, beside it that of other methods if named."""
+
+    sparsities: Annotated[list[Rate], Field(min_length=1, max_length=32)] = [0.3, 0.4, 0.5, 0.6, 0.7]
+    beside: Annotated[list[Method], Field(max_length=8)] = Field(
+        default=[], description="Methods that are run once for each of the sparsities, on the same calibration set."
+    )
+
+
+class ElasticRecipe(ModelRecipe):
+    """Optimise an elastic model: the body of `POST /v1/jobs` with `kind` `elastic`."""
+
+    kind: Literal["elastic"]
+    method: Epts = Epts(name="epts")
+    calibration: Calibration = Calibration()
+    evaluation: Curve = Curve()
+
+    @property
+    def method_name(self) -> str:
+        """The method's name."""
+        return self.method.name
+
+    @property
+    def _suffix(self) -> str:
+        return f"-{self.method.name}"
+
+
+class ExportRecipe(ModelRecipe):
+    """Make an ordinary model of an elastic one: the body of `POST /v1/jobs` with `kind` `export`."""
+
+    kind: Literal["export"]
+    sparsity: Sparsity
+
+    @field_validator("sparsity")
+    @classmethod
+    def _within_reach(cls, sparsity: Sparsity) -> Sparsity:
+        if sparsity.group or sparsity.target > MAX_RATE:
+            raise PydanticCustomError(
+                "sparsity", "an elastic model is materialised unstructured, at {most} at most", {"most": MAX_RATE}
+            )
+        return sparsity
+
+    @property
+    def method_name(self) -> str:
+        """The method's name."""
+        return "epts"
+
+    @property
+    def _suffix(self) -> str:
+        """`-63` of a target of 0.63."""
+        return f"-{100 * self.sparsity.target:.6g}".replace(".", "_")
+
+
+Recipe = Annotated[PruneRecipe | EvaluateRecipe | ElasticRecipe | ExportRecipe, Field(discriminator="kind")]
+Kind = Literal["prune", "evaluate", "elastic", "export"]
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 

@@ -20,6 +20,7 @@ async def list_methods(_caller: AnyCaller) -> MethodList:
 def _shown(card: registry.MethodCard) -> Method:
     return Method(
         name=card.name,
+        kind=card.kind,
         summary=card.summary,
         paper=card.paper,
         patterns=list(card.patterns),

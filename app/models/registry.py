@@ -18,7 +18,7 @@ from app.models import local, parsing
 from secateur.problems import ProblemError
 from secateur.pruning.discovery import family_of
 from secateur.pruning.headers import ModelHeaders
-from secateur.recipes import Model, PruneRecipe
+from secateur.recipes import ExportRecipe, Model, PruneRecipe, read_model_recipe
 from secateur.schemas.models import LocalModel, PrunedModel
 from secateur.schemas.problems import Problem
 
@@ -108,15 +108,16 @@ async def pruned_models(session: AsyncSession, tenant_id: str) -> Sequence[Prune
 
 
 def _shown(job: Job, total: int) -> PrunedModel:
-    recipe = PruneRecipe.model_validate(job.recipe)
+    recipe = read_model_recipe(job.recipe)
+    asked = recipe.sparsity.target if isinstance(recipe, PruneRecipe | ExportRecipe) else None
     measured = (job.metrics or {}).get("sparsity")
     return PrunedModel(
         id=str(job.repository),
         job_id=job.id,
         base=recipe.model,
-        method=recipe.method.name,
-        pattern=recipe.sparsity.pattern,
-        sparsity=recipe.sparsity.target if measured is None else measured,
+        method=job.method or recipe.kind,
+        pattern=recipe.pattern,
+        sparsity=asked if measured is None else measured,
         bytes=total,
         created_at=job.finished_at or job.created_at,
     )

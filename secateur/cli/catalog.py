@@ -31,7 +31,8 @@ def models(as_json: AsJson = False) -> None:
 def _row(model: Model) -> tuple[str, ...]:
     weight = size(model.bytes) if model.bytes is not None else ""
     if not isinstance(model, LocalModel):
-        made = f"{model.base.id}, {model.method} {model.pattern}, sparsity {model.sparsity:.4g} ({model.job_id})"
+        amount = "any sparsity" if model.sparsity is None else f"sparsity {model.sparsity:.4g}"
+        made = f"{model.base.id}, {model.method} {model.pattern}, {amount} ({model.job_id})"
         return model.id, "pruned", weight, made
     if model.problem:
         return model.id, "local", weight, f"cannot be pruned: {model.problem.detail}"

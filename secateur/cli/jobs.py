@@ -9,7 +9,7 @@ import typer
 
 from secateur import Client
 from secateur.cli.output import AsJson, print_json, print_table, stdout, summary_of
-from secateur.recipes import PruneRecipe, Recipe
+from secateur.recipes import ExportRecipe, PruneRecipe, Recipe
 from secateur.schemas.jobs import Job
 
 JobId = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
@@ -63,7 +63,9 @@ def _row(job: Job) -> tuple[str, ...]:
 
 
 def _work_of(recipe: Recipe) -> str:
-    """What is done to the model: `wanda 0.5`, `sparsegpt 2:4`, `evaluate`."""
+    """What is done to the model: `wanda 0.5`, `sparsegpt 2:4`, `elastic`, `export 0.63`, `evaluate`."""
+    if isinstance(recipe, ExportRecipe):
+        return f"{recipe.kind} {recipe.sparsity.target:g}"
     if not isinstance(recipe, PruneRecipe):
         return recipe.kind
     amount = recipe.sparsity.pattern if recipe.sparsity.group else f"{recipe.sparsity.target:g}"

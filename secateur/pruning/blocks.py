@@ -107,7 +107,7 @@ class _BlockPruner:
     def prune_unobserved(self) -> None:
         for linear in self.linears[self.facts.block]:
             stored = self._source.read(linear.name, self.dtype, self.device)
-            dense = Dense([_turned(linear, stored)], [None], [self._targets[linear.name]])
+            dense = Dense([turned(linear, stored)], [None], [self._targets[linear.name]])
             self._prune([linear], dense, None, lambda _: None)
 
     def prune_observing(
@@ -165,13 +165,13 @@ class _BlockPruner:
 
         def place(pruned: list[Pruned]) -> None:
             for linear, module, each in zip(linears, modules, pruned, strict=True):
-                module.weight = nn.Parameter(_turned(linear, each.weight), requires_grad=False)
+                module.weight = nn.Parameter(turned(linear, each.weight), requires_grad=False)
             for module, before, each in zip(modules, biases, pruned, strict=True):
                 if before is not None:
                     module.bias = nn.Parameter(before if each.bias is None else each.bias, requires_grad=False)
 
         biases = [getattr(module, "bias", None) for module in modules]
-        weights = [_turned(linear, module.get_parameter("weight")) for linear, module in zip(linears, modules, strict=True)]
+        weights = [turned(linear, module.get_parameter("weight")) for linear, module in zip(linears, modules, strict=True)]
         targets = [self._targets[linear.name] for linear in linears]
         self._prune(linears, Dense(weights, biases, targets), observed, place)
 
@@ -189,7 +189,7 @@ class _BlockPruner:
             decided = self._group_pruner.prune(dense, observed, self._guard, place)
         seconds, rows = time.monotonic() - started, sum(len(weight) for weight in dense.weights)
         for linear, target, each in zip(linears, dense.targets, decided.pruned, strict=True):
-            self._pruned[linear.name] = _turned(linear, each.weight)
+            self._pruned[linear.name] = turned(linear, each.weight)
             if each.bias is not None:
                 self._pruned[bias_of(linear)] = each.bias
             self.facts.linears.append(
@@ -275,7 +275,7 @@ class _Walk:
         self.batches = self._model.within_memory(self.batches, work, again)
 
 
-def _turned(linear: Linear, weight: Tensor) -> Tensor:
+def turned(linear: Linear, weight: Tensor) -> Tensor:
     """A weight as it is stored, (out_features, in_features), and the other way round."""
     return weight.T.contiguous() if linear.transposed else weight
 

@@ -149,14 +149,7 @@ def gather(shards: list[Path], into: Path) -> None:
     headers = {shard: read_header(shard) for shard in shards}
     total = sum(tensor.end - tensor.start for found in headers.values() for tensor in found.values())
     if total <= SINGLE_FILE_BYTES:
-        entries = {
-            name: _Entry(
-                tensor.dtype, tensor.shape, tensor.end - tensor.start, partial(_slice, shard, tensor.start, tensor.end)
-            )
-            for shard, found in headers.items()
-            for name, tensor in found.items()
-        }
-        _write(into / SINGLE, entries, durable=True)
+        merge(shards, into / SINGLE)
         return
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
@@ -166,6 +159,17 @@ def gather(shards: list[Path], into: Path) -> None:
         places |= dict.fromkeys(headers[shard], file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
     (into / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def merge(shards: list[Path], into: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Make one file of those tensors of `shards` whose names are `wanted`. It is on the disk when this returns."""
+    entries = {
+        name: _Entry(tensor.dtype, tensor.shape, tensor.end - tensor.start, partial(_slice, shard, tensor.start, tensor.end))
+        for shard in shards
+        for name, tensor in read_header(shard).items()
+        if wanted(name)
+    }
+    _write(into, entries, durable=True)
 
 
 def _entry_of(tensor: Tensor) -> _Entry:

@@ -21,7 +21,7 @@ from secateur.pruning.discovery import family_of
 from secateur.pruning.headers import ModelHeaders
 from secateur.pruning.linears import Linear, linears_of, widths_of
 from secateur.pruning.registry import METHODS, calibration_of
-from secateur.recipes import ALPS, ModelRecipe, Perplexity, PruneRecipe, Recipe
+from secateur.recipes import ALPS, ElasticRecipe, ModelRecipe, Perplexity, PruneRecipe, Recipe
 
 DTYPE_BYTES: Mapping[str, int] = {"bfloat16": 2, "float32": 4}
 
@@ -41,6 +41,8 @@ SPREAD = 1.6  # the range of seconds is the guess divided and multiplied by this
 UNMEASURED_SPREAD = 5.0
 
 _PROCESS_BYTES = 440e6  # torch, transformers and a tokenizer
+_TRAINED_BYTES = 40  # of a weight that is trained: master, gradient, Adam's two moments, weights, ranks and masks
+_PASSES_KEPT = 4  # times the intermediate results of a forward that a backward pass needs
 _MICRO_BATCH_TOKENS = 2048
 _LOGITS_BYTES = 2 * (32 << 20)
 _TEXT_BYTES_PER_TOKEN = 4.5
@@ -152,6 +154,11 @@ def estimate(recipe: Recipe, model: ModelHeaders, *, local_store: bool = True, l
         )
     if isinstance(recipe, PruneRecipe):
         work += pruning_work(recipe, shape)
+    if isinstance(recipe, ElasticRecipe):
+        work += _evaluation_work(shape, observed, recipe.calibration.sequence_length) * _forwards_of(recipe)
+        work += _evaluation_work(shape, evaluated, perplexity.sequence_length if perplexity else 1) * (
+            len(recipe.evaluation.sparsities) - 1
+        )
     host, device = (_device_bytes(recipe, shape, observed, evaluated, each) for each in (lanes, 1))
     return Estimate(
         parameters=shape.parameters,
@@ -251,10 +258,23 @@ def _device_bytes(recipe: Recipe, shape: Shape, observed: int, evaluated: int, l
         activations = observed * size * max(4 * shape.hidden, 2 * shape.hidden + shape.middle)
         walked = activations + block + _batches_bytes(shape, size, observed, lanes) + _method_bytes(recipe, shape)
         pruning = walked + outside if observed else max(walked, outside)
+    if isinstance(recipe, ElasticRecipe):
+        streams = 2 * (1 + (3 if recipe.method.streams == "groups" else 1))
+        trained = _TRAINED_BYTES * max(sum(map(_weights, block)) for block in shape.blocks)
+        passes = _batches_bytes(shape, size, recipe.calibration.sequence_length, lanes)
+        pruning = outside + block + streams * observed * size * shape.hidden + trained + _PASSES_KEPT * passes
     if evaluated:
         head = outside + lanes * _LOGITS_BYTES
         evaluating = evaluated * size * shape.hidden + max(head, block + _batches_bytes(shape, size, evaluated, lanes))
     return int(max(pruning, evaluating))
+
+
+def _forwards_of(recipe: ElasticRecipe) -> int:
+    """Forwards that training an elastic model is worth: for each band of a step one forward and two back, one of the dense
+    model, and one at each band's rate for the next block's inputs."""
+    bands = {"seven": 7, "three": 3}.get(str(recipe.method.bands), len(recipe.method.bands))
+    trained = bands if recipe.method.every_band else min(bands, 3)
+    return 3 * recipe.method.epochs * trained + 1 + bands
 
 
 def _batches_bytes(shape: Shape, size: int, tokens: int, lanes: int) -> int:

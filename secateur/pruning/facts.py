@@ -32,6 +32,18 @@ class LinearFacts:
     choices: tuple[Choice, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class BlockTraining:
+    """How a block of an elastic model was trained.
+
+    `band_errors`: squared error of the block's output relative to the squared output, mean over the training of each band;
+    None for a band that had no turn. `safeguard`: such errors at the safeguard's rate, by what was compared.
+    """
+
+    band_errors: list[float | None]
+    safeguard: dict[str, float]
+
+
 @dataclass(slots=True)
 class BlockFacts:
     """What was done to one block; linears in the order they run. `fallbacks`: what the block as a whole made necessary.
@@ -44,3 +56,4 @@ class BlockFacts:
     seconds: float = 0.0
     fallbacks: tuple[str, ...] = ()
     linears: list[LinearFacts] = field(default_factory=list)
+    training: BlockTraining | None = None

@@ -19,13 +19,20 @@ from secateur.pruning.explain import explained
 from secateur.pruning.gguf import convert
 from secateur.pruning.headers import ModelHeaders, read_model
 from secateur.pruning.job import SCRATCH, Job, Outcome, OutputFile, RunResult
+from secateur.pruning.kinds.elastic import elastic
 from secateur.pruning.kinds.evaluate import evaluate
+from secateur.pruning.kinds.export import export
 from secateur.pruning.kinds.prune import prune
 from secateur.pruning.memory import keep_what_is_freed, peak
 from secateur.pruning.skeleton import require_fit
 from secateur.recipes import Kind, Recipe
 
-KINDS: Mapping[Kind, Callable[[Job[Any]], Outcome]] = {"prune": prune, "evaluate": evaluate}
+KINDS: Mapping[Kind, Callable[[Job[Any]], Outcome]] = {
+    "prune": prune,
+    "evaluate": evaluate,
+    "elastic": elastic,
+    "export": export,
+}
 
 
 def run(

@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur import __version__
 from secateur.pruning.headers import read_model
-from secateur.recipes import PruneRecipe
+from secateur.recipes import ModelRecipe
 
 CARD = "README.md"
 _CARD_BYTES = 64 << 10  # of a card, its metadata stand at the beginning
@@ -53,7 +53,7 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def tensors_of(folder: Path, recipe: PruneRecipe, zeros_of: Mapping[str, int]) -> dict[str, Any]:
+def tensors_of(folder: Path, recipe: ModelRecipe, zeros_of: Mapping[str, int]) -> dict[str, Any]:
     """Each tensor of the model in `folder`: shape, dtype, file and SHA-256 of its bytes; of a pruned one zeros and pattern.
 
     Raises the problems of `headers.read_model`.
@@ -68,5 +68,5 @@ def tensors_of(folder: Path, recipe: PruneRecipe, zeros_of: Mapping[str, int]) -
                 left -= len(piece)
         told[name] = {"shape": list(tensor.shape), "dtype": tensor.dtype, "file": tensor.file, "sha256": digest.hexdigest()}
         if name in zeros_of:
-            told[name] |= {"zeros": zeros_of[name], "pattern": recipe.sparsity.pattern}
+            told[name] |= {"zeros": zeros_of[name], "pattern": recipe.pattern}
     return told

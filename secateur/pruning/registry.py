@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from secateur import recipes
-from secateur.recipes import Calibration, EvaluateRecipe, PruneRecipe, Recipe
+from secateur.recipes import Calibration, ElasticRecipe, EvaluateRecipe, ExportRecipe, PruneRecipe, Recipe
 
 # What a method needs to know of a linear's inputs: nothing, a vector of norms, mean and variance, or the Gram matrix.
 Observes = Literal["nothing", "norms", "moments", "gram"]
@@ -18,7 +18,8 @@ Observes = Literal["nothing", "norms", "moments", "gram"]
 
 @dataclass(frozen=True, slots=True)
 class MethodCard:
-    """A method as `GET /v1/methods` lists it; `target` is `module:object` of a `methods.Method`."""
+    """A method as `GET /v1/methods` lists it; `kind` is that of the jobs that take it, and `target` the
+    `module:object` of a `methods.Method`, or of what runs the kind."""
 
     name: str
     summary: str
@@ -28,6 +29,7 @@ class MethodCard:
     observes: Observes
     parameters: type[BaseModel]
     target: str
+    kind: str = "prune"
 
     def parameters_schema(self) -> dict[str, Any]:
         """JSON Schema of the parameters that stand beside `name` in a recipe."""
@@ -121,9 +123,27 @@ METHODS: Mapping[str, MethodCard] = {
 }
 
 
+EPTS = MethodCard(
+    name="epts",
+    summary="Trains one elastic model, from which a model of any sparsity is materialised in seconds.",
+    paper="https://arxiv.org/abs/2606.25285",
+    patterns=("unstructured",),
+    cost="Some fifty forward passes of the calibration tokens; materialising takes none.",
+    observes="norms",
+    parameters=recipes.Epts,
+    target="secateur.pruning.kinds.elastic:elastic",
+    kind="elastic",
+)
+
+
 def methods() -> list[MethodCard]:
     """Every method, in the order they are shown."""
-    return list(METHODS.values())
+    return [*METHODS.values(), EPTS]
+
+
+def card_of(recipe: PruneRecipe | ExportRecipe) -> MethodCard:
+    """The card of the method by which a model was pruned."""
+    return EPTS if isinstance(recipe, ExportRecipe) else METHODS[recipe.method.name]
 
 
 def sampled_share(method: recipes.Method) -> float:
@@ -143,8 +163,10 @@ def observes(method: recipes.Method) -> Observes:
 def calibration_of(recipe: Recipe) -> Calibration | None:
     """The token set that a run of `recipe` observes the model on; None if it looks at no data."""
     match recipe:
+        case ElasticRecipe():
+            return recipe.calibration
         case PruneRecipe():
             looked_at = observes(recipe.method) != "nothing" or recipe.sparsity.allocation.looks_at == "inputs"
             return recipe.calibration if looked_at else None
-        case EvaluateRecipe():
+        case EvaluateRecipe() | ExportRecipe():
             return None

@@ -17,9 +17,9 @@ from secateur.pruning.checkpoint import sha256_of
 from secateur.pruning.facts import BlockFacts
 from secateur.pruning.headers import CONFIG, companions
 from secateur.pruning.provenance import CARD, licence_of, provenance_of, tensors_of
-from secateur.pruning.registry import METHODS
+from secateur.pruning.registry import card_of
 from secateur.pruning.verify import Facts
-from secateur.recipes import EvaluateRecipe, PruneRecipe
+from secateur.recipes import EvaluateRecipe, ExportRecipe, PruneRecipe
 
 REPORT = "compression_report.json"
 
@@ -44,7 +44,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def compression_report(
-    recipe: PruneRecipe,
+    recipe: PruneRecipe | ExportRecipe,
     model_sha256: str,
     facts: Facts,
     *,
@@ -105,7 +105,9 @@ def _block(block: BlockFacts, facts: Facts) -> dict[str, Any]:
     return document
 
 
-def write_report_and_card(into: Path, source: Path, recipe: PruneRecipe, document: dict[str, Any], facts: Facts) -> None:
+def write_report_and_card(
+    into: Path, source: Path, recipe: PruneRecipe | ExportRecipe, document: dict[str, Any], facts: Facts
+) -> None:
     """Add licence, tensors and the digest of its base's report, if a job made the base, to the report; write it, without
     its seconds, and the model card made from it."""
     document["licence"] = licence_of(source)
@@ -128,9 +130,9 @@ def timeless(document: Mapping[str, Any]) -> dict[str, Any]:
     return stripped
 
 
-def model_card(recipe: PruneRecipe, report: Mapping[str, Any]) -> str:
+def model_card(recipe: PruneRecipe | ExportRecipe, report: Mapping[str, Any]) -> str:
     """README.md of the pruned model."""
-    card, sparsity, model = METHODS[recipe.method.name], recipe.sparsity, recipe.model
+    card, model, allocation = card_of(recipe), recipe.model, recipe.sparsity.allocation
     licence = "".join(f"{key}: {json.dumps(value)}\n" for key, value in report["licence"].items())
     base = f"base_model: {model.id}\n" if model.source == "hub" else ""
     revision = f", revision `{model.revision}`" if model.revision else ""
@@ -150,9 +152,9 @@ pipeline_tag: text-generation
 
 | | |
 |---|---|
-| Method | {card.name}{paper}{_settings(recipe.method)} |
-| Pattern | {sparsity.pattern} |
-| Allocation among blocks and linears | {sparsity.allocation.name}{_settings(sparsity.allocation)} |
+| Method | {card.name}{paper}{_settings(recipe.method) if isinstance(recipe, PruneRecipe) else ""} |
+| Pattern | {recipe.pattern} |
+| Allocation among blocks and linears | {allocation.name}{_settings(allocation)} |
 | Sparsity of the pruned linears, measured in the file | {100 * report["verification"]["sparsity"]:.2f} % |
 | Weights removed | {report["verification"]["zeros"]:,} of {report["verification"]["weights"]:,} |
 | Parameters, zeros included | {_parameters(report):,} |

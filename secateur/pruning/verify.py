@@ -17,7 +17,7 @@ from secateur.pruning.families import Family
 from secateur.pruning.headers import read_model
 from secateur.pruning.linears import linears_of
 from secateur.pruning.methods import BITS
-from secateur.recipes import MeanCorrection, PruneRecipe
+from secateur.recipes import MeanCorrection, ModelRecipe, PruneRecipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Facts:
         return self.zeros / self.weights
 
 
-def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[str, int], recipe: PruneRecipe) -> Facts:
+def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[str, int], recipe: ModelRecipe) -> Facts:
     """Check the checkpoint in `folder` against `source`.
 
     `removed`: the number of weights removed from each pruned linear, by its name. Every tensor is there with its shape and
@@ -52,9 +52,10 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
     if any(headers.config.get(key) is not value for key, value in source.headers.switched.items()):
         _fail("config.json does not say which linears have a bias")
     dtype = DTYPES[recipe.output.dtype]
+    group = recipe.sparsity.group if isinstance(recipe, PruneRecipe) else None
     linears = [linear for block in linears_of(source.headers, family) for linear in block]
     transposed = {linear.name for linear in linears if linear.transposed}
-    corrects = isinstance(recipe.method.compensation, MeanCorrection)
+    corrects = isinstance(recipe, PruneRecipe) and isinstance(recipe.method.compensation, MeanCorrection)
     corrected = {bias_of(linear) for linear in linears} if corrects else set()
     zeros_of: dict[str, int] = {}
     with Checkpoint(folder, headers) as written:
@@ -65,7 +66,7 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
                 _fail(f"'{name}' is {found.dtype} {found.shape}, not {wanted} {expected.shape}")
             if name in removed:
                 weight = written.read(name).T if name in transposed else written.read(name)
-                zeros_of[name] = _check_pruned(name, weight, removed[name], recipe.sparsity.group)
+                zeros_of[name] = _check_pruned(name, weight, removed[name], group)
             elif name in corrected:
                 if not bool(written.read(name).isfinite().all()):
                     _fail(f"'{name}' holds a value that is not finite")

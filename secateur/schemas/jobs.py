@@ -90,6 +90,13 @@ class Seconds(BaseModel):
     total: float | None = None
 
 
+class CurvePoint(BaseModel):
+    """Perplexity at one sparsity: of the elastic model (`epts`), and of the methods that were run beside it."""
+
+    sparsity: float
+    perplexity: dict[str, float]
+
+
 class Metrics(BaseModel):
     """What was measured."""
 
@@ -97,6 +104,7 @@ class Metrics(BaseModel):
 
     sparsity: float | None = Field(default=None, description="Zeros over the pruned linears, counted in the written file.")
     perplexity: Perplexity | None = None
+    curve: list[CurvePoint] | None = Field(default=None, description="Of an elastic model, in the order that was asked.")
     seconds: Seconds | None = None
     forward_multiple: float | None = Field(
         default=None,

@@ -15,6 +15,7 @@ class Method(BaseModel):
     name: str
     object: Literal["method"] = "method"
     summary: str
+    kind: str = Field(description="The kind of job that takes it.", examples=["prune"])
     paper: str | None = Field(description="Where it was published.", examples=["https://arxiv.org/abs/2306.11695"])
     patterns: list[str] = Field(examples=[["unstructured", "N:M"]])
     cost: str

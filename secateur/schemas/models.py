@@ -39,7 +39,9 @@ class PrunedModel(BaseModel):
     base: recipes.Model = Field(description="What was pruned.")
     method: str
     pattern: str
-    sparsity: float = Field(description="As measured in the written file, or as asked if it was not measured.")
+    sparsity: float | None = Field(
+        description="As measured in the written file, or as asked if it was not measured; null for an elastic model."
+    )
     bytes: int = Field(description="Size of all files.")
     created_at: datetime
 

@@ -12,7 +12,7 @@ import torch
 from secateur.pruning import pipeline
 from secateur.pruning.datasets import read_text
 from secateur.pruning.events import Event
-from tests.engine.runs import recipe
+from tests.engine.runs import elastic_recipe, recipe
 
 
 def tell(event: Event) -> None:
@@ -23,7 +23,7 @@ def main(model: str, into: str, method: str, propagate: str, *earlier: str) -> N
     torch.set_num_threads(1)
     with patch("secateur.pruning.job.read_text", lambda *wanted: read_text(*wanted)[:40_000]):
         pipeline.run(
-            recipe(method, propagate=propagate),
+            elastic_recipe() if method == "epts" else recipe(method, propagate=propagate),
             source=Path(model),
             output=Path(into) / "output",
             cache=Path(into) / "cache",

@@ -10,7 +10,7 @@ from secateur.pruning.events import Event
 from secateur.pruning.headers import read_model
 from secateur.pruning.job import RunResult
 from secateur.pruning.pipeline import run
-from secateur.recipes import PruneRecipe
+from secateur.recipes import ElasticRecipe, ExportRecipe, PruneRecipe, Recipe
 
 
 def recipe(method: str | dict[str, Any] = "wanda", pattern: str | float = 0.5, **changes: Any) -> PruneRecipe:
@@ -28,8 +28,36 @@ def recipe(method: str | dict[str, Any] = "wanda", pattern: str | float = 0.5, *
     )
 
 
+def elastic_recipe(**changes: Any) -> ElasticRecipe:
+    """An elastic recipe for a model of `conftest`: 6 sequences of 32 tokens, each twice."""
+    method = {"name": "epts", "epochs": 2} | changes.pop("method", {})
+    return ElasticRecipe.model_validate(
+        {
+            "kind": "elastic",
+            "model": {"source": "local", "id": "tiny"},
+            "method": method,
+            "calibration": {"samples": 6, "sequence_length": 32},
+            "output": {"dtype": "float32"},
+        }
+        | changes
+    )
+
+
+def export_recipe(sparsity: float, allocation: dict[str, Any] | None = None, **changes: Any) -> ExportRecipe:
+    """A recipe to materialise the elastic model."""
+    return ExportRecipe.model_validate(
+        {
+            "kind": "export",
+            "model": {"source": "local", "id": "tiny-epts"},
+            "sparsity": {"target": sparsity, "allocation": allocation or {"name": "uniform"}},
+            "output": {"dtype": "float32"},
+        }
+        | changes
+    )
+
+
 def prune(
-    wanted: PruneRecipe, source: Path, into: Path, events: list[Event] | None = None, *, cache: Path | None = None
+    wanted: Recipe, source: Path, into: Path, events: list[Event] | None = None, *, cache: Path | None = None
 ) -> RunResult:
     """Run `wanted` on the model folder `source`; the result is in `into` / output."""
     told = [] if events is None else events

@@ -14,7 +14,7 @@ from secateur.recipes import Method
 
 def test_every_method_of_the_recipe_has_a_card_and_no_other() -> None:
     mapping = TypeAdapter(Method).json_schema()["discriminator"]["mapping"]
-    assert set(mapping) == {card.name for card in methods()} == set(METHODS)
+    assert set(mapping) == {card.name for card in methods() if card.kind == "prune"} == set(METHODS)
 
 
 @pytest.mark.parametrize("card", methods(), ids=lambda card: card.name)
@@ -26,7 +26,7 @@ def test_parameters_are_those_that_stand_beside_the_name(card: MethodCard) -> No
     assert schema["required"] == []
 
 
-@pytest.mark.parametrize("card", methods(), ids=lambda card: card.name)
+@pytest.mark.parametrize("card", METHODS.values(), ids=lambda card: card.name)
 def test_the_code_of_a_method_is_there(card: MethodCard) -> None:
     assert {"prepare", "prune"} <= set(dir(card.load()))
 

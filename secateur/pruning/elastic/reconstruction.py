@@ -1,0 +1,202 @@
+"""Block-wise reconstruction: the chains of a block (and, if wanted, its weights) are trained until the block, masked at any
+rate, gives what the dense block gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from secateur.problems import ProblemError
+from secateur.pruning.elastic.bands import bands_of, schedule, widths
+from secateur.pruning.elastic.chain import Chain, gradients, masked_sum, new_chain
+from secateur.pruning.elastic.linear import ElasticLinear, Linears
+from secateur.pruning.elastic.mixer import Placed, wearing
+from secateur.pruning.elastic.nested import kept_bits, removal_ranks
+from secateur.pruning.methods import BITS
+from secateur.pruning.streaming import MicroBatch, run_block
+from secateur.recipes import Epts
+
+RENEWALS = 8  # how often, while a block's weights are trained, its masks are made anew
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Some sequences before a block: in `streams`, for each band, as it is to be trained on them; and `target`, what is to
+    come out, (batch, seq, hidden)."""
+
+    streams: Sequence[MicroBatch]
+    target: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A block's linears after training, by their names below it, and of each band the mean relative error in training."""
+
+    linears: dict[str, ElasticLinear]
+    errors: list[float | None]
+
+
+def without_chain(weights: Mapping[str, Tensor], norms: Mapping[str, Tensor]) -> dict[str, ElasticLinear]:
+    """Linears that have their masks and nothing more: at any rate what Wanda makes of them."""
+    return {
+        name: ElasticLinear(
+            weight, norms[name], Chain(weight.new_zeros(len(weight), 0), weight.new_zeros(0, weight.shape[1]))
+        )
+        for name, weight in weights.items()
+    }
+
+
+def reconstruct(
+    placed: Placed, dense: Linears, samples: Sequence[Sample], method: Epts, generator: torch.Generator
+) -> Trained:
+    """Train the linears of a block on `samples`.
+
+    `dense`: the linears as they came; what comes back is rounded to the dtype they have. Raises ProblemError
+    `nonfinite_activation` if training comes to a value that is not finite.
+    """
+    training = Training(placed, dense, method, generator)
+    size = min(method.sequences_per_step, len(samples))
+    order = [i for _ in range(method.epochs) for i in torch.randperm(len(samples), generator=generator).tolist()]
+    steps = len(order) // size
+    plan = schedule(training.bands, steps, generator, every_band=method.every_band)
+    for step, pairs in enumerate(plan):
+        if method.train_base and step and step % max(1, steps // RENEWALS) == 0:
+            training.renew_masks()
+        training.accumulate(pairs, [samples[i] for i in order[step * size : (step + 1) * size]])
+        training.update(0.5 * (1 + math.cos(math.pi * step / steps)))
+    return training.result()
+
+
+class Training:
+    """Masters and optimiser of one block. Masters and the optimiser's state are float32, what is computed in the model's."""
+
+    def __init__(self, placed: Placed, dense: Linears, method: Epts, generator: torch.Generator) -> None:
+        self._placed, self._dense, self._method = placed, dense, method
+        self.bands = bands_of(method)
+        self._widths = widths(self.bands)
+        self.chains = {name: self._new_chain(linear, generator) for name, linear in dense.items()}
+        self._weights = {name: linear.weight for name, linear in dense.items()}
+        self._ranks = {name: removal_ranks(linear.importance()) for name, linear in dense.items()}
+        pairs = [part for chain in self.chains.values() for part in (chain.up, chain.down)]
+        groups = [{"params": pairs, "lr": method.learning_rate}]
+        self._masters: dict[str, Tensor] = {}
+        if method.train_base:
+            self._masters = {name: weight.to(torch.float32, copy=True) for name, weight in self._weights.items()}
+            self._weights = {name: weight.clone() for name, weight in self._weights.items()}
+            groups.append({"params": list(self._masters.values()), "lr": method.base_learning_rate})
+        self._optimiser = torch.optim.Adam(groups, fused=True)
+        self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
+        self._errors: list[list[Tensor]] = [[] for _ in self.bands]
+
+    def _new_chain(self, linear: ElasticLinear, generator: torch.Generator) -> Chain:
+        fresh = new_chain((linear.weight.shape[0], linear.weight.shape[1]), self._widths[-1], generator)
+        return Chain(fresh.up.to(linear.weight.device), fresh.down.to(linear.weight.device))
+
+    def accumulate(self, pairs: Sequence[tuple[int, float]], samples: Sequence[Sample]) -> None:
+        """Add the gradients of one step: for each (band, rate), from low to high, those on all `samples`. One band's
+        intermediate results are held at a time.
+
+        The lowest band of the step is to give the dense output; of what the others are to give, its output is a share.
+        """
+        wanted = [sample.target.float() for sample in samples]
+        for position, (band, rate) in enumerate(pairs):
+            kept = {name: self._kept(name, rate) for name in self._weights}
+            weights = {
+                name: masked_sum(weight, self.chains[name], self._widths[band], kept[name]).requires_grad_()
+                for name, weight in self._weights.items()
+            }
+            with wearing(self._placed.block, self._placed.linears, weights):
+                done = self._placed.lanes.map(
+                    partial(_backward, self._placed, list(weights.values())),
+                    [(sample.streams[band], aim) for sample, aim in zip(samples, wanted, strict=True)],
+                )
+            for name, parts in zip(weights, zip(*(each.gradients for each in done), strict=True), strict=True):
+                self._add(name, sum(parts[1:], start=parts[0]), self._widths[band], kept[name])
+            for sample, each in zip(samples, done, strict=True):
+                dense = sample.target.float()
+                self._errors[band].append((each.output - dense).square().sum() / dense.square().sum())
+            if position == 0:
+                # |f - t|^2 (1 - a) + |f - g|^2 a has the gradient of |f - (1 - a) t - a g|^2: one difference less.
+                share = self._method.self_distillation
+                wanted = [torch.lerp(aim, each.output, share) for aim, each in zip(wanted, done, strict=True)]
+
+    def _kept(self, name: str, rate: float) -> Tensor:
+        weight = self._weights[name]
+        return kept_bits(self._ranks[name], int(weight.shape[1] * rate), BITS[weight.element_size()])
+
+    def _add(self, name: str, gradient: Tensor, width: int, kept: Tensor) -> None:
+        """Add to the gradients of a linear's chain and master: `gradient` is that by its weight at a rate."""
+        chain = self.chains[name]
+        of_weight, of_chain = gradients(gradient, chain, width, kept)
+        _gradient_of(chain.up)[:, :width] += of_chain.up
+        _gradient_of(chain.down)[:width] += of_chain.down
+        if name in self._masters:
+            master = self._masters[name]
+            master.grad = of_weight.float() if master.grad is None else master.grad.add_(of_weight)
+
+    def update(self, factor: float) -> None:
+        """One step of Adam at `factor` times the learning rates; gradients are gone afterwards."""
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self._optimiser.step()
+        self._optimiser.zero_grad()
+        for name, master in self._masters.items():
+            self._weights[name].copy_(master)
+
+    def renew_masks(self) -> None:
+        """Make the masks of what the weights are now."""
+        self._ranks = {name: removal_ranks(self._linear(name).importance()) for name in self._dense}
+
+    def _linear(self, name: str) -> ElasticLinear:
+        return replace(self._dense[name], weight=self._weights[name])
+
+    def result(self) -> Trained:
+        errors = [float(torch.stack(each).mean()) if each else None for each in self._errors]
+        if any(error is not None and not math.isfinite(error) for error in errors):
+            raise ProblemError(
+                "nonfinite_activation",
+                f"Training block {self._placed.index} came to a value that is not finite.",
+                hint="Lower learning_rate and base_learning_rate, or take float32.",
+            )
+        linears = {}
+        for name, chain in self.chains.items():
+            linear = self._linear(name)
+            dtype = linear.weight.dtype
+            # + 0.0: a weight that became -0.0 would be a zero that no mask made
+            rounded = Chain(chain.up.to(dtype), chain.down.to(dtype))
+            linears[name] = replace(linear, weight=linear.weight + 0.0, chain=rounded)
+        return Trained(linears, errors)
+
+
+def _gradient_of(tensor: Tensor) -> Tensor:
+    """The tensor's gradient so far, of its shape."""
+    if tensor.grad is None:
+        tensor.grad = torch.zeros_like(tensor)
+    return tensor.grad
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A micro-batch's output, float32, (batch, seq, hidden), and the gradients of its loss by the block's weights."""
+
+    output: Tensor
+    gradients: tuple[Tensor, ...]
+
+
+def _backward(placed: Placed, weights: list[Tensor], given: tuple[MicroBatch, Tensor]) -> _Done:
+    """Run the block forward and back for a micro-batch and what it is to give, (batch, seq, hidden)."""
+    batch, wanted = given
+    with torch.enable_grad():
+        output = run_block(placed.block, placed.index, batch).float()
+        of_weights = torch.autograd.grad(loss(output, wanted), weights, materialize_grads=True)
+    return _Done(output.detach(), of_weights)
+
+
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error summed over positions, mean over sequences and hidden features. Both (batch, seq, hidden), float32."""
+    return (output - target).square().sum(dim=1).mean()

@@ -1,0 +1,74 @@
+"""What training must not cost: at low rates a block is to be no worse than one that is only masked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from secateur.pruning.elastic.linear import ElasticLinear, Linears, weights_at
+from secateur.pruning.elastic.mixer import Placed
+from secateur.pruning.elastic.reconstruction import Trained
+from secateur.pruning.streaming import MicroBatch
+from secateur.recipes import Band
+
+RATE = 0.30
+SEQUENCES = 8  # of the calibration set, that errors are compared on
+# Trained weights may be so much worse at the low rate, since they are better at all others. A number of ours.
+TOLERANCE = 1.25
+BASE_FROZEN, LOW_BAND_OFF = "base_frozen", "low_band_off"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A block's linears as they are kept. `errors`: relative squared errors at `RATE` on the dense stream, by what was
+    compared; `fallbacks`: what the safeguard did."""
+
+    linears: dict[str, ElasticLinear]
+    band_errors: list[float | None]
+    errors: dict[str, float]
+    fallbacks: tuple[str, ...]
+
+
+def guarded(
+    train: Callable[[bool], Trained],
+    dense: Linears,
+    error: Callable[[Linears], float],
+    *,
+    train_base: bool,
+) -> Guarded:
+    """Train a block and keep what does not harm its lowest band.
+
+    `train` is told whether to train the weights too; `error` is a block's at `RATE`. If trained weights make it worse than
+    `TOLERANCE` times that of the `dense` ones, masked, the block is trained again with its weights as they were. If the
+    lowest band's pair makes it no better, that band goes without (the authors' safeguard).
+    """
+    fallbacks: tuple[str, ...] = ()
+    errors = {"masked": error(dense)}
+    trained = train(train_base)
+    if train_base:
+        errors["base"] = min(error(trained.linears), error(_low_band_off(trained.linears)))
+        if errors["base"] > TOLERANCE * errors["masked"]:
+            trained, fallbacks = train(False), (BASE_FROZEN,)
+    errors["pair"], errors["no_pair"] = error(trained.linears), error(_low_band_off(trained.linears))
+    linears = trained.linears
+    if errors["pair"] >= errors["no_pair"]:
+        linears, fallbacks = _low_band_off(linears), (*fallbacks, LOW_BAND_OFF)
+    return Guarded(linears, trained.errors, errors, fallbacks)
+
+
+def _low_band_off(linears: Linears) -> dict[str, ElasticLinear]:
+    return {name: replace(linear, low_band=False) for name, linear in linears.items()}
+
+
+def error_at(
+    placed: Placed, linears: Linears, bands: Sequence[Band], rate: float, given: Sequence[tuple[MicroBatch, Tensor]]
+) -> float:
+    """Squared error of the block's output at a rate, relative to the squared targets. `given`: micro-batches, and what they
+    are to give, (batch, seq, hidden) each."""
+    outputs = placed.outputs(weights_at(linears, bands, rate), [batch for batch, _ in given])
+    pairs = [(output.float(), target.float()) for output, (_, target) in zip(outputs, given, strict=True)]
+    lost = sum(float((output - target).square().sum()) for output, target in pairs)
+    whole = sum(float(target.square().sum()) for _, target in pairs)
+    return lost / whole if whole > 0 else 0.0
