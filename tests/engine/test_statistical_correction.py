@@ -10,11 +10,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from secateur.problems import ProblemError
 from secateur.pruning.allocation import Target
 from secateur.pruning.methods.statistical_correction import StatisticalCorrectionMethod, column_factors
 from secateur.pruning.methods.wanda import WandaMethod
 from secateur.pruning.statistics import InputMoments
 from secateur.recipes import StatisticalCorrection, Wanda
+from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint, prune, recipe
 
 HALF = Target("w", Fraction(1, 2))
@@ -137,3 +139,19 @@ def test_every_choice_of_alpha_is_told(llama: Path, tmp_path: Path) -> None:
         (choice,) = linear["choices"]
         assert choice["errors"].keys() == {"alpha=0", "alpha=0.25", "alpha=0.5", "alpha=1"}
         assert choice["errors"][choice["chosen"]] == min(choice["errors"].values())
+
+
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "FalconForCausalLM", "MixtralForCausalLM"])
+@pytest.mark.parametrize("compensation", ["variance_matching", "mean_correction"])
+def test_turned_weights_shared_inputs_and_experts_are_compensated_too(
+    make_model: MakeModel, tmp_path: Path, architecture: str, compensation: str
+) -> None:
+    method = {"name": "statistical_correction", "compensation": {"name": compensation}}
+    model = make_model(architecture)
+    if (architecture, compensation) == ("MixtralForCausalLM", "mean_correction"):
+        with pytest.raises(ProblemError, match="can have a bias"):
+            prune(recipe(method), model, tmp_path)
+        return
+    report = prune(recipe(method), model, tmp_path).report
+    chosen = {choice["chosen"] for block in report["blocks"] for each in block["linears"] for choice in each["choices"]}
+    assert compensation in chosen
