@@ -106,8 +106,13 @@ class GroupPruner:
     def _guarded(self, task: _Task, guard: Guard, place: Place) -> Decided:
         """Choose among the method's alternatives, each compensated; then whether the best one is."""
 
+        newest: dict[str, list[Pruned]] = {}  # one alternative at a time: a group may be a third of a block
+
         def plain(name: str) -> list[Pruned]:
-            return self._methods[name].prune(task.dense.weights, task.dense.targets, task.prepared)
+            if name not in newest:
+                newest.clear()
+                newest[name] = self._methods[name].prune(task.dense.weights, task.dense.targets, task.prepared)
+            return newest[name]
 
         best, choices = guard.choose(((name, self._compensated(task, plain(name))) for name in self._methods), place)
         made = [choices] if len(self._methods) > 1 else []

@@ -6,8 +6,8 @@ blocks, which are the target, and through the pruned ones. So a candidate is jud
 has drifted from the dense one, and what earlier blocks did is part of it. Judged on the same input for both, as
 is usual, candidates that lower the error can raise the perplexity: see docs/methods/statistical-correction.md.
 
-A block with G groups of linears costs them 1 + 2 G forwards. They have so many of the calibration tokens that this is 9/64,
-14 %, of a forward of the calibration set, which takes most of a pruning's time: a sixty-fourth with a Llama's four groups.
+A block with G groups of linears costs them 1 + 2 G forwards. They have so many of the calibration tokens that this is 9/128,
+7 %, of a forward of the calibration set, which takes most of a pruning's time: a token of 128 with a Llama's four groups.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from secateur.pruning.facts import Choice
 from secateur.pruning.methods import Pruned
 from secateur.pruning.streaming import MicroBatch, run_block
 
-SHARE = 9 / 64  # of a forward of the calibration set
+SHARE = 9 / 128  # of a forward of the calibration set
 FEWEST_TOKENS = 16
 
 

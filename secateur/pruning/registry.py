@@ -156,6 +156,8 @@ def observes(method: recipes.Method) -> Observes:
     """What has to be observed for a recipe's method: what it declares, or the norms if it looks at nothing but its
     compensation or the guard does."""
     declared = METHODS[method.name].observes
+    if isinstance(method, recipes.StatisticalCorrection) and method.variant == "secateur":
+        declared = "norms"  # only the paper's score has the variance
     looks = method.guarded or sampled_share(method) > 0 or isinstance(method.compensation, recipes.MeanCorrection)
     return "norms" if declared == "nothing" and looks else declared
 

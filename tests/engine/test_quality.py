@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from benchmarks import protocol, quality, rows
-from benchmarks.rows import RESULTS, Results, Row, Timing, asked_of, recipe_of
+from benchmarks.rows import Results, Row, Timing, asked_of, recipe_of
 from benchmarks.tables import DOCS, table, with_tables
 from secateur.recipes import Perplexity, SparseGPT
 
@@ -82,7 +82,6 @@ def test_a_table_shows_seconds_where_they_were_measured(tmp_path: Path, monkeypa
     assert lines[2:4] == ["| Wanda | — | — |", "| OBS | — | 1.70 |"]
 
 
-@pytest.mark.skipif(not RESULTS.exists(), reason="nothing was measured yet")
 def test_the_tables_of_the_docs_are_what_was_measured() -> None:
     results = Results()
     for page in DOCS.rglob("*.md"):

@@ -14,7 +14,7 @@ from secateur.problems import ProblemError
 from secateur.pruning.allocation import Target
 from secateur.pruning.methods.statistical_correction import StatisticalCorrectionMethod, column_factors
 from secateur.pruning.methods.wanda import WandaMethod
-from secateur.pruning.statistics import InputMoments
+from secateur.pruning.statistics import InputMoments, InputNorms
 from secateur.recipes import StatisticalCorrection, Wanda
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint, prune, recipe
@@ -28,11 +28,18 @@ def moments(inputs: Tensor) -> InputMoments:
     return seen
 
 
+def norms(inputs: Tensor) -> InputNorms:
+    seen = InputNorms(inputs.shape[-1], torch.device("cpu"))
+    seen.add(inputs)
+    return seen
+
+
 def removed(weight: Tensor, inputs: Tensor, target: Target = HALF, **parameters: object) -> Tensor:
     method = StatisticalCorrectionMethod(
         StatisticalCorrection.model_validate({"name": "statistical_correction"} | parameters)
     )
-    return method.prune([weight], [target], method.prepare(moments(inputs)))[0].removed
+    seen = moments(inputs) if parameters.get("variant") == "paper" else norms(inputs)
+    return method.prune([weight], [target], method.prepare(seen))[0].removed
 
 
 def problem(out_features: int = 24, in_features: int = 32) -> tuple[Tensor, Tensor]:
@@ -46,7 +53,7 @@ def problem(out_features: int = 24, in_features: int = 32) -> tuple[Tensor, Tens
 def test_without_column_factors_it_is_wanda(target: Target) -> None:
     weight, inputs = problem()
     wanda = WandaMethod(Wanda(name="wanda"))
-    expected = wanda.prune([weight], [target], wanda.prepare(moments(inputs)))[0].removed
+    expected = wanda.prune([weight], [target], wanda.prepare(norms(inputs)))[0].removed
     assert torch.equal(removed(weight, inputs, target, alpha=0), expected)
     assert not torch.equal(removed(weight, inputs, target, alpha=1), expected)
 

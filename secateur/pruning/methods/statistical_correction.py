@@ -32,18 +32,20 @@ class StatisticalCorrectionMethod:
     def __init__(self, parameters: StatisticalCorrection) -> None:
         assert parameters.alpha != "auto", "the pipeline makes one method of each alternative"  # noqa: S101 - for the type checker
         self._alpha, self._epsilon = parameters.alpha, parameters.epsilon
-        self._variant, self._comparison = parameters.variant, parameters.comparison
+        self._comparison = parameters.comparison
 
     def prepare(self, statistics: Statistics | None) -> tuple[Tensor, Tensor]:
-        """What multiplies |weight|, and the inputs' norms, which lost outputs are measured by; (in_features,) both."""
-        assert isinstance(statistics, InputMoments), "the registry says that it observes moments"  # noqa: S101 - for the type checker
+        """The inputs' norms, and what the score has in their place, (in_features,) both."""
+        assert statistics is not None, "the registry says that it observes norms or moments"  # noqa: S101 - for the type checker
         norms = statistics.squares.sqrt()
-        return (statistics.variance.pow(0.25) if self._variant == "paper" else norms), norms
+        return norms, statistics.variance.pow(0.25) if isinstance(statistics, InputMoments) else norms
 
     def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: tuple[Tensor, Tensor]) -> list[Pruned]:
         return [self._prune(weight, target, *prepared) for weight, target in zip(weights, targets, strict=True)]
 
-    def _prune(self, weight: Tensor, target: Target, statistic: Tensor, norms: Tensor) -> Pruned:
+    def _prune(self, weight: Tensor, target: Target, norms: Tensor, statistic: Tensor) -> Pruned:
+        lost = wanda_scores(weight, norms)
+        scores = lost if statistic is norms else wanda_scores(weight, statistic)
         factors = column_factors(weight, self._alpha, self._epsilon)
-        removed = removal_mask(wanda_scores(weight, statistic * factors), target, self._comparison)
-        return Pruned(without(weight, removed), removed, lost_share(wanda_scores(weight, norms), removed), "diagonal")
+        removed = removal_mask(scores * factors, target, self._comparison)
+        return Pruned(without(weight, removed), removed, lost_share(lost, removed), "diagonal")
