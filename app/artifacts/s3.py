@@ -92,14 +92,17 @@ class S3Store(Store):
         return f"{self.prefix}/" if self.prefix else ""
 
     def _drop_unfinished(self, before: datetime) -> int:
-        dropped = 0
         pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._folder)
-        for page in pages:
-            for upload in page.get("Uploads", []):
-                if upload["Initiated"] < before:
-                    key, upload_id = upload["Key"], upload["UploadId"]
-                    self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
-                    dropped += 1
+        old: list[tuple[str, str]] = []
+        dropped = 0
+        with _unless_gone():  # some servers say so of a bucket that never had one
+            for page in pages:
+                uploads = (upload for upload in page.get("Uploads", []) if upload["Initiated"] < before)
+                old += [(upload["Key"], upload["UploadId"]) for upload in uploads]
+        for key, upload_id in old:
+            with _unless_gone():
+                self._client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=upload_id)
+                dropped += 1
         return dropped
 
     def _key(self, tenant_id: str, sha256: str) -> str:
@@ -170,6 +173,16 @@ def _config(*, path_style: bool) -> Config:
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if path_style else "auto"},
     )
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    """Passes over an upload in pieces that was completed or broken off meanwhile."""
+    try:
+        yield
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+            raise
 
 
 @contextmanager

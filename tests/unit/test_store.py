@@ -127,6 +127,10 @@ async def test_lists_its_blobs_and_nothing_else(store: Store, tmp_path: Path) ->
     assert all(abs(blob.modified_at - begun) < timedelta(seconds=60) for blob in found)
 
 
+async def test_a_store_without_broken_uploads_has_none_to_drop(store: Store) -> None:
+    assert await store.drop_unfinished(datetime.now(UTC)) == 0
+
+
 async def test_pieces_of_a_broken_upload_are_dropped_when_they_are_old(store: Store, tmp_path: Path) -> None:
     sha256 = _write(tmp_path / "file", b"whole")
     await store.put_file(TENANT, sha256, tmp_path / "file")
