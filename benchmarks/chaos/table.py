@@ -47,7 +47,7 @@ def markdown(results: dict[str, Any]) -> str:
     counts = ", ".join(f"{results[name]} {name.replace('_', ' ')}" for name in names)
     summary = (
         f"{results['faults']} faults over {results['jobs']} jobs in {results['seconds']:.0f} s, with a lease of "
-        f"{results['lease_seconds']:g} s: {counts}. After a killed worker, pool process or child the next attempt "
+        f"{results['lease_seconds']:g} s: {counts}. After a killed worker or pool process the next attempt "
         f"began within {results['recovery_leases_p95']} leases (95th percentile)."
     )
     return "\n".join([*lines, "", summary])
