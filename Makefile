@@ -38,6 +38,9 @@ state-machine: install ## Drive the life of jobs through 2 000 random runs on SQ
 bench-engine: install ## Time the engine beside llm-compressor on the demo model (`make demo` makes it)
 	@$(BIN)/python -m benchmarks.engine
 
+bench-estimate: install ## Say what jobs will cost, run them on the demo model, and compare
+	@$(BIN)/python -m benchmarks.estimate
+
 bench-memory: install ## Show that memory does not grow with depth, on a generated model of 4 GB
 	@$(BIN)/python -m benchmarks.memory
 

@@ -38,6 +38,7 @@ from secateur.schemas.jobs import TERMINAL, Attempt, AttemptList, Job
 from secateur.schemas.methods import Method, MethodList
 from secateur.schemas.models import Model, ModelPage
 from secateur.schemas.pages import Page
+from secateur.schemas.sweeps import Sweep, SweepPage, SweepRecipe
 from secateur.schemas.webhooks import WebhookDelivery, WebhookDeliveryPage, WebhookEndpoint, WebhookEndpointPage
 
 WAIT_SECONDS = 20.0
@@ -46,6 +47,8 @@ _HEARTBEAT_SECONDS = 15.0
 _STREAM_TRIES = 8
 _NO_MORE = 204
 _WEBHOOKS = "/v1/webhook-endpoints"
+_SWEEPS = "/v1/sweeps"
+_SWEEP_ROUND = 2.0
 
 Item = TypeVar("Item", bound=BaseModel)
 
@@ -199,6 +202,44 @@ def attempts_of_job(job_id: str) -> Call[list[Attempt]]:
     return (yield from receive(Request("GET", f"{_of_job(job_id)}/attempts"), AttemptList)).data
 
 
+def create_sweep(recipe: SweepRecipe | Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Sweep]:
+    """Submit a job for each method and sparsity of `recipe`, a `SweepRecipe` or the same as a mapping: all, or none."""
+    return (yield from receive(Request("POST", _SWEEPS, json=_body(recipe), headers=_idempotent(idempotency_key)), Sweep))
+
+
+def get_sweep(sweep_id: str) -> Call[Sweep]:
+    """The sweep as it is now, with its table."""
+    return (yield from receive(Request("GET", _of_sweep(sweep_id)), Sweep))
+
+
+def list_sweeps() -> Stream[Sweep]:
+    """All sweeps, newest first."""
+    yield from _pages(_SWEEPS, [], SweepPage)
+
+
+def cancel_sweep(sweep_id: str) -> Call[Sweep]:
+    """Cancel all jobs of the sweep that have not ended. May be repeated."""
+    return (yield from receive(Request("POST", f"{_of_sweep(sweep_id)}/cancel"), Sweep))
+
+
+def delete_sweep(sweep_id: str) -> Call[None]:
+    """Remove a sweep whose jobs have ended, and their files."""
+    yield from send(Request("DELETE", _of_sweep(sweep_id)))
+
+
+def watch_sweep(sweep_id: str) -> Stream[Sweep]:
+    """The sweep now, and again whenever a job of it has come to another state, up to and with the last one's end."""
+    seen: list[str] = []
+    while True:
+        sweep = yield from get_sweep(sweep_id)
+        if (states := [row.status for row in sweep.table]) != seen:
+            seen = list(states)
+            yield Emit(sweep)
+        if sweep.progress.done == sweep.progress.total:
+            return
+        yield Pause(_SWEEP_ROUND)
+
+
 def list_methods() -> Call[list[Method]]:
     """The methods that can prune, with their parameters as JSON Schema."""
     return (yield from receive(Request("GET", "/v1/methods"), MethodList)).data
@@ -274,6 +315,10 @@ def _after_a_change(job_id: str, seconds: float) -> Call[Job]:
     if (spent := time.monotonic() - began) < min(seconds, _SHORTEST_ROUND):
         yield Pause(min(seconds, _SHORTEST_ROUND) - spent)  # a job that changes without end, or a server that does not wait
     return job
+
+
+def _of_sweep(sweep_id: str) -> str:
+    return f"{_SWEEPS}/{quote(sweep_id, safe='')}"
 
 
 def _body(recipe: JobRecipe | Mapping[str, Any]) -> dict[str, Any]:

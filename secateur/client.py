@@ -122,6 +122,28 @@ class AsyncJobs(_Async):
     download = _async(download)
 
 
+class Sweeps(_Blocking):
+    """One model pruned by several methods to several sparsities, a job each."""
+
+    create = _blocking(_calls.create_sweep)
+    get = _blocking(_calls.get_sweep)
+    list = _blocking_loop(_calls.list_sweeps)
+    watch = _blocking_loop(_calls.watch_sweep)
+    cancel = _blocking(_calls.cancel_sweep)
+    delete = _blocking(_calls.delete_sweep)
+
+
+class AsyncSweeps(_Async):
+    """One model pruned by several methods to several sparsities, a job each."""
+
+    create = _async(_calls.create_sweep)
+    get = _async(_calls.get_sweep)
+    list = _async_loop(_calls.list_sweeps)
+    watch = _async_loop(_calls.watch_sweep)
+    cancel = _async(_calls.cancel_sweep)
+    delete = _async(_calls.delete_sweep)
+
+
 class Webhooks(_Blocking):
     """Addresses that are told what happens to jobs."""
 
@@ -156,6 +178,7 @@ class Client(_Blocking):
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
         super().__init__(Driver(find(base_url, api_key), timeout))
         self.jobs = Jobs(self._driver)
+        self.sweeps = Sweeps(self._driver)
         self.webhooks = Webhooks(self._driver)
 
     def close(self) -> None:
@@ -182,6 +205,7 @@ class AsyncClient(_Async):
         """Raises NotConfiguredError if the address or the key is neither given nor found (see `secateur.connection`)."""
         super().__init__(AsyncDriver(find(base_url, api_key), timeout))
         self.jobs = AsyncJobs(self._driver)
+        self.sweeps = AsyncSweeps(self._driver)
         self.webhooks = AsyncWebhooks(self._driver)
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from secateur import __version__
-from secateur.cli import catalog, download, hub_token, jobs, submit, watch
+from secateur.cli import catalog, download, hub_token, jobs, submit, sweeps, watch
 from secateur.cli.output import tell_error
 from secateur.cli.up import up
 from secateur.errors import SecateurError
@@ -30,6 +30,8 @@ for command in (
     submit.submit,
     submit.evaluate,
     submit.estimate,
+    sweeps.sweep,
+    sweeps.sweeps,
     watch.watch,
     download.download,
     jobs.jobs,

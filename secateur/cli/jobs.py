@@ -11,6 +11,7 @@ from secateur import Client
 from secateur.cli.output import AsJson, print_json, print_table, stdout, summary_of
 from secateur.recipes import ExportRecipe, PruneRecipe, Recipe
 from secateur.schemas.jobs import Job
+from secateur.schemas.sweeps import Sweep
 
 JobId = Annotated[str, typer.Argument(help="Id of the job.", metavar="JOB")]
 
@@ -31,10 +32,12 @@ def jobs(
         print_table(("job", "created", "model", "work", "state"), map(_row, found), nothing="There are no such jobs.")
 
 
-def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job: at once if it is queued, soon if it is running."""
+def cancel(
+    job_id: Annotated[str, typer.Argument(help="Id of the job, or of a sweep.", metavar="JOB")], as_json: AsJson = False
+) -> None:
+    """Cancel a job, or all of a sweep: at once what is queued, soon what is running."""
     with Client() as client:
-        _tell(client.jobs.cancel(job_id), as_json)
+        _tell(client.sweeps.cancel(job_id) if job_id.startswith("swp_") else client.jobs.cancel(job_id), as_json)
 
 
 def retry(job_id: JobId, as_json: AsJson = False) -> None:
@@ -50,11 +53,11 @@ def delete(job_id: JobId) -> None:
     stdout.print(f"{job_id} is deleted")
 
 
-def _tell(job: Job, as_json: bool) -> None:
+def _tell(found: Job | Sweep, as_json: bool) -> None:
     if as_json:
-        print_json(job)
+        print_json(found)
     else:
-        stdout.print(f"{job.id} is {job.status}")
+        stdout.print(f"{found.id} is {found.status}")
 
 
 def _row(job: Job) -> tuple[str, ...]:

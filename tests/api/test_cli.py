@@ -109,6 +109,21 @@ async def test_a_model_is_evaluated_by_name_or_by_the_job_that_made_it(run: Run)
     assert "evaluate" in (await run("jobs")).out
 
 
+async def test_a_sweep_is_submitted_listed_shown_and_cancelled(run: Run, service: Service, tmp_path: Path) -> None:
+    settings = ["--samples", "2", "--sequence-length", "16"]
+    many = ["--method", "wanda", "--method", "ria", "--sparsity", "0.5", "--pattern", "2:4"]
+    made = await run("sweep", "tiny", *many, *settings, "--json")
+    assert made.code == 0, made.err
+    assert [(row["method"]["name"], row["pattern"]) for row in made.json["table"]] == [
+        (method, pattern) for method in ("wanda", "ria") for pattern in ("unstructured", "2:4")
+    ]
+    assert "queued, 0/4 jobs" in (await run("sweeps")).out
+    table = (await run("sweeps", made.json["id"])).out
+    assert all(row["job_id"] in table for row in made.json["table"])
+    assert "is cancelled" in (await run("cancel", made.json["id"])).out
+    assert "give the model" in (await run("sweep")).err
+
+
 async def test_a_recipe_is_read_from_a_file_or_the_input(run: Run, tmp_path: Path) -> None:
     document = json.dumps(body(output={"name": "from-file"}))
     (tmp_path / "recipe.json").write_text(document)

@@ -76,6 +76,21 @@ def up(state: Path, models: Path, **environment: str) -> Iterator[Service]:
             process.wait(60)
 
 
+@contextmanager
+def second_worker(service: Service) -> Iterator[None]:
+    """Another worker of the same service."""
+    pairs = Path(f"/proc/{service.pid_of('workers.celery_app')}/environ").read_text().split("\0")
+    environment = dict(pair.split("=", 1) for pair in pairs if pair)
+    options = ["-P", "prefork", "-c", "1", "-n", "second@%h", "--without-gossip", "--without-mingle"]
+    command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker", *options]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models root with `tiny`; `slow`, which keeps a worker busy for a while; and `broken`, which has a NaN in block 1."""

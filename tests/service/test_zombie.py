@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from secateur.schemas.jobs import Job
-from tests.service.conftest import Service, command_line, descendants_of, pruned, recipe, weights_of
-
-
-@contextmanager
-def second_worker(service: Service) -> Iterator[None]:
-    """Another worker of the same service."""
-    pairs = Path(f"/proc/{service.pid_of('workers.celery_app')}/environ").read_text().split("\0")
-    environment = dict(pair.split("=", 1) for pair in pairs if pair)
-    options = ["-P", "prefork", "-c", "1", "-n", "second@%h", "--without-gossip", "--without-mingle"]
-    command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker", *options]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
-            process.wait(30)
+from tests.service.conftest import Service, command_line, descendants_of, pruned, recipe, second_worker, weights_of
 
 
 def runners(pid: int) -> list[int]:
