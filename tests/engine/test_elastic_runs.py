@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from secateur.problems import ProblemError
 from secateur.pruning.checkpoint import Checkpoint, open_shard, sha256_of, write_shard
+from secateur.pruning.discovery import family_of
 from secateur.pruning.elastic.artifact import HEADER, TENSORS
-from secateur.pruning.families import family_of
 from secateur.pruning.linears import linears_of
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint, elastic_recipe, export_recipe, prune, recipe
