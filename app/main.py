@@ -18,6 +18,7 @@ from app.kit import errors, logs
 from app.kit.queries import refuse_unknown_parameters
 from app.kit.requests import RequestContext, RequestLimits
 from app.models import endpoints as models
+from app.models import materialize
 from app.parts import open_parts
 from app.settings import Settings
 from app.sweeps import endpoints as sweeps
@@ -64,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _version_1() -> APIRouter:
     common = errors.declare("unauthorized", "forbidden", "validation_error", "internal_error", "service_unavailable")
     v1 = APIRouter(prefix="/v1", responses=common, dependencies=[Depends(refuse_unknown_parameters)])
-    for area in (jobs, estimates, sweeps, artifacts, methods, models, integrations, webhooks, accounts):
+    for area in (jobs, estimates, sweeps, artifacts, methods, models, materialize, integrations, webhooks, accounts):
         v1.include_router(area.router)
     return v1
 

@@ -56,8 +56,8 @@ Item = TypeVar("Item", bound=BaseModel)
 def create_job(recipe: JobRecipe | Mapping[str, Any], *, idempotency_key: str | None = None) -> Call[Job]:
     """Submit a job, which is queued when this returns.
 
-    `recipe` is a `PruneRecipe` or `EvaluateRecipe`, or the same as a mapping. The request carries an idempotency key (one of
-    its own if none is given), so that it is repeated safely when an answer is lost.
+    `recipe` is that of any kind, such as a `PruneRecipe`, or the same as a mapping. The request carries an idempotency key
+    (one of its own if none is given), so that it is repeated safely when an answer is lost.
     """
     return (yield from receive(Request("POST", "/v1/jobs", json=_body(recipe), headers=_idempotent(idempotency_key)), Job))
 
@@ -248,6 +248,20 @@ def list_methods() -> Call[list[Method]]:
 def list_models() -> Stream[Model]:
     """The local models that can be pruned, and the pruned models."""
     yield from _pages("/v1/models", [], ModelPage)
+
+
+def materialize_model(
+    model_id: str, sparsity: float, *, allocation: Mapping[str, Any] | None = None, name: str | None = None
+) -> Call[Job]:
+    """A job that makes an ordinary model, of this sparsity, of an elastic one; the same one for the same request.
+
+    `model_id`: the id of the job that made the elastic model, or its repository. `allocation`: how blocks and linears share
+    the sparsity, evenly by default. `name`: what the model is to be called.
+    """
+    body: dict[str, Any] = {"sparsity": sparsity}
+    body |= {"allocation": dict(allocation)} if allocation else {}
+    body |= {"output": {"name": name}} if name else {}
+    return (yield from receive(Request("POST", f"/v1/models/{quote(model_id)}/materialize", json=body), Job))
 
 
 def set_hub_token(token: str) -> Call[None]:

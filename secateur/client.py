@@ -169,6 +169,7 @@ class Client(_Blocking):
 
     methods = _blocking(_calls.list_methods)
     models = _blocking_loop(_calls.list_models)
+    materialize = _blocking(_calls.materialize_model)
     set_hub_token = _blocking(_calls.set_hub_token)
     forget_hub_token = _blocking(_calls.forget_hub_token)
     set_secret = _blocking(_calls.set_secret)
@@ -196,6 +197,7 @@ class AsyncClient(_Async):
 
     methods = _async(_calls.list_methods)
     models = _async_loop(_calls.list_models)
+    materialize = _async(_calls.materialize_model)
     set_hub_token = _async(_calls.set_hub_token)
     forget_hub_token = _async(_calls.forget_hub_token)
     set_secret = _async(_calls.set_secret)

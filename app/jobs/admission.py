@@ -21,7 +21,7 @@ from app.parts import Parts
 from app.settings import Settings
 from secateur.problems import at
 from secateur.pruning.estimate import Estimate
-from secateur.recipes import Recipe
+from secateur.recipes import ExportRecipe, Recipe
 
 # What a route that admits a recipe may answer.
 PROBLEMS = (
@@ -63,8 +63,9 @@ async def admit(parts: Parts, caller: Caller, recipe: Recipe) -> Accepted:
         made = await _made(session, parts, caller, recipe)
     settled = registry.settle(recipe, parts.settings)
     admitted = await sources.admit(settled, tenant=caller.tenant, tokens=tokens, settings=parts.settings, made=made)
-    queue = routing.queue_for(admitted.estimate.device_bytes, parts.settings.jobs.queues)
-    return Accepted(admitted, queue)
+    queues = parts.settings.jobs.queues
+    needs_no_gpu = isinstance(recipe, ExportRecipe) and routing.CPU in queues
+    return Accepted(admitted, routing.CPU if needs_no_gpu else routing.queue_for(admitted.estimate.device_bytes, queues))
 
 
 async def admit_also(first: Accepted, recipe: Recipe, settings: Settings) -> Accepted:

@@ -69,7 +69,7 @@ async def create_job(
         async def create(session: AsyncSession) -> Queued:
             return await service.create(session, caller.tenant, accepted.recipe, queue=accepted.queue, at=clock.now())
 
-        return await _queue(parts, intent, create, tasks)
+        return await enqueue(parts, intent, create, tasks)
 
 
 @router.post(
@@ -98,10 +98,10 @@ async def retry_job(
                 session, caller.tenant, accepted.recipe, queue=accepted.queue, at=clock.now(), retry_of=job_id
             )
 
-        return await _queue(parts, intent, retry, tasks)
+        return await enqueue(parts, intent, retry, tasks)
 
 
-async def _queue(
+async def enqueue(
     parts: Parts, intent: Intent | None, create: Callable[[AsyncSession], Awaitable[Queued]], tasks: BackgroundTasks
 ) -> Response:
     """Commit what `create` makes, answer with the job, and ring the doorbell after that."""
@@ -111,8 +111,8 @@ async def _queue(
         job, bell = await create(session)
         bells.append(bell.id)
         # A new job has no files; where it stands in line is asked when somebody looks, for many submit and few wait here.
-        shown = show(job, integrations=(await integrations.of_jobs(session, [job.id]))[job.id])
-        return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, shown.model_dump(mode="json"))
+        made = show(job, integrations=(await integrations.of_jobs(session, [job.id]))[job.id])
+        return Answer(202, {"Location": f"/v1/jobs/{job.id}"}, made.model_dump(mode="json"))
 
     answer = await once(parts.database, intent, work, at=clock.now())
     again = timedelta(seconds=parts.settings.scheduler.ring_again_seconds)
@@ -125,7 +125,7 @@ async def cancel_job(job_id: str, parts: PartsDep, caller: JobsWriter) -> Job:
     """Cancel a job: a queued one at once, a running one within seconds. Cancelling twice is no error."""
     async with parts.database.write() as session:
         job = await service.cancel(session, caller.tenant.id, job_id, at=clock.now())
-        return await _shown(session, job)
+        return await shown(session, job)
 
 
 @router.delete("/{job_id}", status_code=204, responses=declare("not_found", "job_not_finished"))
@@ -142,7 +142,7 @@ async def retry_integrations(job_id: str, parts: PartsDep, caller: JobsWriter) -
     async with parts.database.write() as session:
         job = await _found(session, caller.tenant.id, job_id)
         await integrations.retry(session, job_id, at=clock.now())
-        return await _shown(session, job)
+        return await shown(session, job)
 
 
 @router.get("", responses=declare("validation_error"), openapi_extra={"parameters": [METADATA_PARAMETER]})
@@ -177,11 +177,11 @@ async def get_job(
     async with parts.database.read() as session:
         job = await _found(session, caller.tenant.id, job_id)
         if wait == 0 or job.status in TERMINAL:
-            return await _shown(session, job)
+            return await shown(session, job)
         first = await repository.look(session, job_id)
     await _change(parts, job_id, first, request, seconds=min(wait, parts.settings.http.max_wait_seconds))
     async with parts.database.read() as session:
-        return await _shown(session, await _found(session, caller.tenant.id, job_id))
+        return await shown(session, await _found(session, caller.tenant.id, job_id))
 
 
 async def _change(parts: Parts, job_id: str, first: Look | None, request: Request, *, seconds: float) -> None:
@@ -280,7 +280,8 @@ async def _found(session: AsyncSession, tenant_id: str, job_id: str) -> JobRow:
     return job
 
 
-async def _shown(session: AsyncSession, job: JobRow) -> Job:
+async def shown(session: AsyncSession, job: JobRow) -> Job:
+    """The job as it is answered."""
     files, taken = await repository.artifacts_of(session, [job.id]), await integrations.of_jobs(session, [job.id])
     waiting = await waiting_of(session, [job], at=clock.now())
     return show(job, files[job.id], taken[job.id], waiting.get(job.id))

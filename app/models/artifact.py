@@ -23,6 +23,7 @@ from secateur.problems import ProblemError, at
 from secateur.recipes import Model
 
 _JOB_ID = re.compile(r"job_[0-9a-z]+")
+_RATE = re.compile(r"sparsity-(0\.[0-9]{1,12})")  # a revision: an elastic model that was materialised
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,15 @@ def _wanted(tenant_id: str, model: Model) -> Select[Job]:
     mine = select(Job).where(Job.tenant_id == tenant_id)
     if _JOB_ID.fullmatch(model.id):
         return mine.where(Job.id == model.id)
+    there = (Job.status == Status.SUCCEEDED, Job.deleted_at.is_(None))
+    if rate := _RATE.fullmatch(model.revision or ""):
+        sparsity = Job.recipe["sparsity"]
+        evenly = (sparsity["target"].as_float() == float(rate[1]), sparsity["allocation"]["name"].as_string() == "uniform")
+        made = mine.where(Job.kind == "export", Job.model == model.id, *evenly, *there)
+        return made.order_by(Job.finished_at.desc(), Job.id.desc()).limit(1)
     mine = mine.where(Job.repository == model.id)
     if model.revision is not None:
         return mine.where(Job.id == model.revision)
-    there = (Job.status == Status.SUCCEEDED, Job.deleted_at.is_(None))
     return mine.where(*there).order_by(Job.finished_at.desc(), Job.id.desc()).limit(1)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from secateur import __version__
-from secateur.cli import catalog, download, hub_token, jobs, submit, sweeps, watch
+from secateur.cli import catalog, download, hub_token, jobs, materialize, submit, sweeps, watch
 from secateur.cli.output import tell_error
 from secateur.cli.up import up
 from secateur.errors import SecateurError
@@ -40,6 +40,7 @@ for command in (
     jobs.delete,
     catalog.methods,
     catalog.models,
+    materialize.materialize,
     hub_token.hub_token,
 ):
     app.command()(command)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from secateur import recipes
 from secateur.schemas.pages import Page
@@ -44,6 +44,18 @@ class PrunedModel(BaseModel):
     )
     bytes: int = Field(description="Size of all files.")
     created_at: datetime
+
+
+class Materialization(BaseModel):
+    """What to make of an elastic model: the body of `POST /v1/models/{id}/materialize`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sparsity: recipes.Rate = Field(description="Fraction of zeros over the pruned linears.", examples=[0.63])
+    allocation: recipes.Allocation = Field(
+        default=recipes.UniformAllocation(), description="How blocks and linears share it."
+    )
+    output: recipes.Output = recipes.Output()
 
 
 Model = Annotated[LocalModel | PrunedModel, Field(discriminator="source")]
