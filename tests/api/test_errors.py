@@ -97,7 +97,7 @@ async def test_what_is_wrong_in_an_evaluation_is_pointed_at(service: Service, ch
 async def test_models_that_cannot_be_pruned_are_refused_before_they_are_queued(service: Service) -> None:
     root = service.settings.models_root
     write_model(root / "coded", auto_map={"AutoModel": "evil.Model"})
-    write_model(root / "alien", architectures=["MambaForCausalLM"], model_type="mamba")
+    write_model(root / "alien", architectures=["AlienForCausalLM"], model_type="alien")
     write_model(root / "truncated")
     (root / "truncated" / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (write_model(root / "pickled") / "model.safetensors").rename(root / "pickled" / "pytorch_model.bin")
