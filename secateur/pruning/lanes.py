@@ -24,14 +24,14 @@ class Lanes:
     """Item i of any `map` runs in the same thread, whatever is mapped over it: greenlets cannot change theirs."""
 
     def __init__(self, count: int, threads: int) -> None:
-        self.count = count
+        self.count, before = count, torch.get_num_threads()
         self._pools = [
             ThreadPoolExecutor(1, f"lane-{number}", partial(_use_threads, threads // count))
             for number in range(count if count > 1 else 0)
         ]
         for pool in self._pools:
             pool.submit(threading.get_ident).result()
-        torch.set_num_threads(threads)  # a lane's call changed what threads to come begin with
+        torch.set_num_threads(before)  # a lane's call changed what threads to come begin with
 
     def map(self, task: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """`task` of every item, in order. If any fails all are waited for, and the first failure is raised."""
@@ -55,8 +55,10 @@ def _use_threads(count: int) -> None:
     torch.get_num_threads()  # a thread's first question settles its own number
 
 
-@cache
 def lanes(device: torch.device) -> Lanes:
-    """The lanes of a device: a GPU's one, or as many as the processor's threads that torch may use."""
+    """The lanes of a device: a GPU's one, or as many as the threads that torch may use, up to `MOST_LANES`."""
     threads = torch.get_num_threads()
-    return Lanes(1 if device.type != "cpu" else min(threads, MOST_LANES), threads)
+    return _lanes(1 if device.type != "cpu" else min(threads, MOST_LANES), threads)
+
+
+_lanes = cache(Lanes)
