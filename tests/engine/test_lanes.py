@@ -43,6 +43,6 @@ def test_a_lane_computes_gradients_where_its_caller_does(two: Lanes) -> None:
 
 def test_the_caller_keeps_its_threads(two: Lanes) -> None:
     before = torch.get_num_threads()
-    Lanes(2, before)
+    Lanes(2, 2)
     assert torch.get_num_threads() == before
     assert two.map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]

@@ -18,7 +18,7 @@ from secateur.problems import ProblemError
 from secateur.pruning import checkpoint as checkpoints
 from secateur.pruning import registry
 from secateur.pruning.events import Event
-from secateur.pruning.kinds import prune as prune_kind
+from secateur.pruning.kinds import finishing
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import prune, recipe
 
@@ -198,7 +198,7 @@ def test_the_seconds_of_pruning_are_neither_those_of_writing_the_model_nor_of_ev
         return gather(*given)
 
     gather = checkpoints.gather
-    monkeypatch.setattr(prune_kind, "gather", slow)
+    monkeypatch.setattr(finishing, "gather", slow)
     result = prune(recipe(**PERPLEXITY), llama, tmp_path)
     seconds = result.metrics["seconds"]
     assert 0 < sum(block["seconds"] for block in result.report["blocks"]) <= seconds["prune"]
@@ -210,7 +210,7 @@ def test_a_full_disk_leaves_nothing_behind(llama: Path, tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(prune_kind, "gather", full)
+    monkeypatch.setattr(finishing, "gather", full)
     with pytest.raises(ProblemError) as caught:
         prune(recipe("magnitude"), llama, tmp_path)
     assert caught.value.code == "disk_full"
