@@ -88,6 +88,9 @@ def test_job_outlives_its_killed_worker(service: Service, victim: str) -> None:
     assert any("taken over" in event.message for event in service.client.jobs.events(job.id) if event.type == "log")
     names = [artifact.name for artifact in ended.artifacts]
     assert len(names) == len(set(names))
+    deadline = time.monotonic() + 15  # the work folder goes once the job has been said to have succeeded
+    while ((service.state / "work" / job.id).exists() or runners(service)) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert not (service.state / "work" / job.id).exists()
     assert not runners(service)
 
