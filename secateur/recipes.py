@@ -98,7 +98,7 @@ class VarianceMatching(Correction):
 
     name: Literal["variance_matching"]
     tokens: float = Field(
-        default=0.125, gt=0, le=0.125, description="Share of the calibration tokens that moments are from."
+        default=1 / 32, gt=0, le=0.125, description="Share of the calibration tokens that moments are from."
     )
     clamp: Clamp = Field(default=(0.5, 2.0), description="Least and largest factor.")
 
@@ -108,7 +108,7 @@ class LeastSquares(Correction):
 
     name: Literal["least_squares"]
     tokens: float = Field(
-        default=0.125, gt=0, le=0.125, description="Share of the calibration tokens that moments are from."
+        default=1 / 32, gt=0, le=0.125, description="Share of the calibration tokens that moments are from."
     )
     clamp: Clamp = Field(default=(0.5, 2.0), description="Least and largest factor.")
 

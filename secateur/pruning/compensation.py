@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from secateur.pruning.methods import Pruned, without
+from secateur.pruning.methods import Pruned
 from secateur.pruning.statistics import TOKENS_AT_ONCE
 from secateur.recipes import Clamp, Correction, EnergyCompensation, LeastSquares, VarianceMatching
 
@@ -24,13 +24,14 @@ def energy_compensated(weight: Tensor, pruned: Tensor, removed: Tensor, epsilon:
     gave. Means and E are those of W in both steps. The factors are held within `clamp`. `removed`: True where a weight is
     gone, and stays so. That epsilon is relative to E is ours: the result does not depend on the weights' scale.
     """
-    dense, result = weight.float(), pruned.float()
+    dense, result, kept = weight.float(), pruned.float(), 1.0 - removed.float()
     for axis in (0, 1):
         center = dense.mean(dim=axis, keepdim=True)  # (1, in_features), then (out_features, 1)
-        energy = (dense - center).square().sum(dim=axis, keepdim=True)
-        left = (result - center).square().sum(dim=axis, keepdim=True)
+        energy = (dense - center).square_().sum(dim=axis, keepdim=True)
+        result -= center
+        left = result.square().sum(dim=axis, keepdim=True)
         factors = _ratio(energy, left + epsilon * energy).sqrt().clamp(*clamp)
-        result = ((result - center) * factors + center).masked_fill(removed, 0.0)
+        result.mul_(factors).add_(center).mul_(kept)
     return result
 
 
@@ -55,8 +56,8 @@ def output_moments(weight: Tensor, pruned: Tensor, inputs: Tensor) -> OutputMome
     for tokens in torch.split(inputs, TOKENS_AT_ONCE):  # (tokens, in_features)
         before, after = (weight @ tokens.T).float(), (pruned @ tokens.T).float()  # (out_features, tokens)
         sums[0] += torch.linalg.vector_norm(before, dim=1).square()
-        sums[1] += torch.linalg.vecdot(before, after, dim=1)
         sums[2] += torch.linalg.vector_norm(after, dim=1).square()
+        sums[1] += before.mul_(after).sum(dim=1)
     return OutputMoments(*(sums / max(len(inputs), 1)))
 
 
@@ -83,15 +84,17 @@ def compensated(weight: Tensor, pruned: Pruned, wanted: Correction, inputs: Tens
     """
     if isinstance(wanted, EnergyCompensation):
         scaled = energy_compensated(weight, pruned.weight, pruned.removed, wanted.epsilon, wanted.clamp)
-        result = without(scaled.to(weight.dtype), pruned.removed)
-        error = _share((weight.float() - result.float()).square().sum(), weight.float().square().sum())
+        result = scaled.to(weight.dtype) + 0.0
+        dense = weight.float()
+        error = _share(torch.linalg.vector_norm(dense - result).square(), torch.linalg.vector_norm(dense).square())
         return replace(pruned, weight=result, error=error, error_measure="weights")
     assert isinstance(wanted, VarianceMatching | LeastSquares), "there is no other"  # noqa: S101 - for the type checker
     assert inputs is not None, "these are given a sample"  # noqa: S101 - for the type checker
     moments = output_moments(weight, pruned.weight, inputs)
     factors = (matching_factors if isinstance(wanted, VarianceMatching) else least_squares_factors)(moments)
     held = factors.clamp(*wanted.clamp)  # (out_features,)
-    result = without((pruned.weight.float() * held.unsqueeze(1)).to(weight.dtype), pruned.removed)
+    scaled = torch.mul(pruned.weight, held.float().unsqueeze(1), out=torch.empty_like(weight))  # (out_features, in_features)
+    result = scaled.add_(0.0)  # what underflows is +0.0, like all that is removed
     lost = moments.dense - 2 * held * moments.product + held.square() * moments.pruned  # (out_features,)
     clamped = int((factors != held).sum())
     return replace(

@@ -24,7 +24,8 @@ def column_factors(weight: Tensor, alpha: float, epsilon: float) -> Tensor:
     independent of the weights' scale. Where no column varies at all (a linear with one row) every factor is the same.
     `weight`: (out_features, in_features).
     """
-    variance = weight.float().var(dim=0, correction=0)  # (in_features,)
+    wide = weight.float()
+    variance = (wide - wide.mean(dim=0)).square_().mean(dim=0)  # (in_features,); torch's var takes five times as long
     return (variance / (variance.mean().item() or 1.0) + epsilon).pow(-alpha / 2)
 
 
@@ -46,6 +47,7 @@ class StatisticalCorrectionMethod:
     def _prune(self, weight: Tensor, target: Target, norms: Tensor, statistic: Tensor) -> Pruned:
         lost = wanda_scores(weight, norms)
         scores = lost if statistic is norms else wanda_scores(weight, statistic)
-        factors = column_factors(weight, self._alpha, self._epsilon)
-        removed = removal_mask(scores * factors, target, self._comparison)
+        if self._alpha:
+            scores = scores * column_factors(weight, self._alpha, self._epsilon)
+        removed = removal_mask(scores, target, self._comparison)
         return Pruned(without(weight, removed), removed, lost_share(lost, removed), "diagonal")
