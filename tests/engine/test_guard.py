@@ -111,7 +111,7 @@ def test_as_many_tokens_are_held_out_as_nine_of_128_parts_of_a_forward_allow(
 
 @pytest.mark.parametrize("propagate", ["staged", "block", "none"])
 def test_the_report_names_each_choice_and_refusal(llama: Path, tmp_path: Path, propagate: str) -> None:
-    wanted = recipe({"name": "wanda", "compensation": {"name": "variance_matching"}}, propagate=propagate)
+    wanted = recipe({"name": "wanda", "compensation": {"name": "variance_matching", "tokens": 0.125}}, propagate=propagate)
     report = prune(wanted, llama, tmp_path).report
     linears = [linear for block in report["blocks"] for linear in block["linears"]]
     assert {linear["choices"][0]["chosen"] for linear in linears} == {"none", "variance_matching"}
