@@ -63,11 +63,15 @@ def summary(runs: dict[str, list[Run]], perplexities: dict[str, float]) -> dict[
     shares = []
     for method in METHODS:
         ours, theirs = runs[f"{method} ours"], runs[f"{method} theirs"]
-        dense = [sum(run["dense_forward_seconds"]) / 2 for run in ours]
+        dense, walker = (
+            [sum(run[name]) / 2 for run in ours] for name in ("dense_forward_seconds", "walker_forward_seconds")
+        )
         facts |= spread(f"{method}_seconds", [run["seconds"] for run in ours])
         facts |= spread(f"{method}_llmcompressor_seconds", [run["seconds"] for run in theirs])
         facts |= spread(f"{method}_dense_forward_seconds", dense)
+        facts |= spread(f"{method}_walker_forward_seconds", walker)
         facts |= spread(f"{method}_forwards", [run["seconds"] / one for run, one in zip(ours, dense, strict=True)])
+        facts |= spread(f"{method}_walker_forwards", [run["seconds"] / one for run, one in zip(ours, walker, strict=True)])
         facts |= spread(
             f"{method}_llmcompressor_forwards", [run["seconds"] / one for run, one in zip(theirs, dense, strict=True)]
         )
@@ -155,7 +159,8 @@ def write(facts: dict[str, Any], rounds: int, peer: Path) -> None:
             "dtype": "bfloat16",
             "rounds": rounds,
             "figures": "medians of the rounds; spreads are [least, most]",
-            "dense_forward": "decoder blocks only, same tokens and micro-batches, twice after each of our runs",
+            "dense_forward": "the same tokens through transformers' own decoder, no head, twice after each of our runs",
+            "walker_forward": "the same tokens through the dense blocks by Secateur's walker, twice after each of our runs",
             "perplexity": "32 windows of 1024 tokens of wikitext2-sample's evaluation articles, by Secateur",
             "environment": {"OMP_WAIT_POLICY": ENVIRONMENT["OMP_WAIT_POLICY"]},
         },

@@ -16,7 +16,7 @@ from secateur.pruning.events import Narrator
 from secateur.pruning.experts import fewest_tokens
 from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.families import Family
-from secateur.pruning.group_pruner import Dense, GroupPruner, Observed
+from secateur.pruning.group_pruner import Dense, GroupPruner, Look, Observed
 from secateur.pruning.guard import Guard, held_out
 from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import Linear, linears_of, unused_tensors
@@ -25,7 +25,7 @@ from secateur.pruning.methods import Pruned
 from secateur.pruning.registry import observes, sampled_share
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense, run_staged
-from secateur.pruning.statistics import InputMoments, InputSample, chosen_tokens, observer
+from secateur.pruning.statistics import InputMoments, InputSample, chosen_tokens, glimpse, observer
 from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
 from secateur.pruning.targets import targets_of
 from secateur.recipes import MeanCorrection, PruneRecipe
@@ -130,31 +130,42 @@ class _BlockPruner:
             raise self._nonfinite("its output")
 
     def _prune_staged(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
-        def prune(group: Group, inputs: list[Tensor]) -> None:
-            self._prune_group(block, group, self._observed(group, inputs))
+        def prune(group: Group, looks: list[Look]) -> None:
+            self._prune_group(block, group, self._observed(group, looks))
 
-        run_staged(block, self.facts.block, batches, groups, prune=prune, lanes=self._lanes, propagate=propagate)
+        run_staged(
+            block, self.facts.block, batches, groups, look=self._look, prune=prune, lanes=self._lanes, propagate=propagate
+        )
 
     def _prune_whole(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         """Observe all of the dense block, then prune it; what goes on is its dense output, or that of a second forward."""
         index, dense = self.facts.block, self._propagate == "none"
         seen = {group: self._observed(group, []) for group in groups}
 
-        def see(group: Group, inputs: list[Tensor]) -> None:
-            seen[group].add(inputs, self._lanes)
+        def see(group: Group, looks: list[Look]) -> None:
+            seen[group].add(looks)
 
-        run_dense(block, index, batches, groups, observe=see, lanes=self._lanes, propagate=dense and propagate)
+        run_dense(
+            block, index, batches, groups, look=self._look, observe=see, lanes=self._lanes, propagate=dense and propagate
+        )
         for group in groups:
             self._prune_group(block, group, seen.pop(group))
         if propagate and not dense:
             forward(block, index, batches, self._lanes)
 
-    def _observed(self, group: Group, inputs: list[Tensor]) -> Observed:
+    def _look(self, inputs: Tensor) -> Look:
+        """What the run takes in of a micro-batch's inputs; made in its lane."""
+        moments = InputMoments(inputs.shape[-1], inputs.device) if self._wants_mean else None
+        if moments:
+            moments.add(inputs)
+        return Look(inputs, glimpse(self._observes, inputs), moments)
+
+    def _observed(self, group: Group, looks: list[Look]) -> Observed:
         sample = InputSample(chosen_tokens(self._tokens, self._share, self._seed)) if self._share else None
         width = self._linears_in(group)[0].in_features
         moments = InputMoments(width, self.device) if self._wants_mean else None
         observed = Observed(observer(self._observes, width, self.device), sample, moments)
-        observed.add(inputs, self._lanes)
+        observed.add(looks)
         return observed
 
     def _prune_group(self, block: nn.Module, group: Group, observed: Observed) -> None:

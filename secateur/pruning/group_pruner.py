@@ -12,13 +12,21 @@ from secateur.pruning.allocation import Target
 from secateur.pruning.compensation import compensated, mean_corrected
 from secateur.pruning.facts import Choice
 from secateur.pruning.guard import Guard
-from secateur.pruning.lanes import Lanes
 from secateur.pruning.methods import Method, Pruned
 from secateur.pruning.methods.magnitude import MagnitudeMethod
 from secateur.pruning.registry import METHODS
-from secateur.pruning.statistics import InputMoments, InputSample, Statistics, observe
+from secateur.pruning.statistics import Glimpse, InputMoments, InputSample, Statistics, observe
 
 Place = Callable[[list[Pruned]], None]  # puts candidates into the block
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is seen of a micro-batch's inputs, (…, in_features), when it comes to a group."""
+
+    inputs: Tensor
+    glimpse: Glimpse
+    moments: InputMoments | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +43,14 @@ class Observed:
         """How many there were."""
         return self.statistics.count
 
-    def add(self, inputs: Sequence[Tensor], lanes: Lanes) -> None:
-        """Take in all `inputs`, (…, in_features) each."""
-        observe(self.statistics, inputs, lanes)
-        if self.moments:
-            observe(self.moments, inputs, lanes)
-        if self.sample:
-            for part in inputs:
-                self.sample.add(part)
+    def add(self, looks: Sequence[Look]) -> None:
+        """Take in what was seen of all micro-batches."""
+        observe(self.statistics, [look.glimpse for look in looks])
+        for look in looks:
+            if self.moments and look.moments:
+                self.moments.merge(look.moments)
+            if self.sample:
+                self.sample.add(look.inputs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ import torch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_THIS = threading.local()
 MOST_LANES = 8  # each holds the intermediate results of a micro-batch; with more cores a lane has several
 
 
@@ -34,23 +35,29 @@ class Lanes:
         torch.set_num_threads(before)  # a lane's call changed what threads to come begin with
 
     def map(self, task: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`task` of every item, in order. If any fails all are waited for, and the first failure is raised."""
-        if len(items) == 1 or not self._pools:
+        """`task` of every item, in order. If one fails its lane stops, the others are waited for, and the first failing
+        lane's failure is raised.
+
+        From within a lane the items are done one after the other: the other lanes have their own.
+        """
+        if len(items) == 1 or not self._pools or getattr(_THIS, "in_lane", False):
             return [task(item) for item in items]
         graded = torch.is_grad_enabled()  # which is a setting of each thread
 
-        def run(item: Item) -> Result:
+        def run(share: Sequence[Item]) -> list[Result]:
             with torch.set_grad_enabled(graded):
-                return task(item)
+                return [task(item) for item in share]
 
-        futures: list[Future[Result]] = [self._pools[i % self.count].submit(run, item) for i, item in enumerate(items)]
-        for future in futures:
-            future.exception()
-        return [future.result() for future in futures]
+        # One call for a lane's whole share: to hand over a small task takes as long as to do it.
+        futures = [pool.submit(run, items[lane :: self.count]) for lane, pool in enumerate(self._pools)]
+        wait(futures)
+        shares = [future.result() for future in futures]
+        return [shares[i % self.count][i // self.count] for i in range(len(items))]
 
 
 def _use_threads(count: int) -> None:
     """Let operations of this thread have `count` threads, whatever is said elsewhere later on."""
+    _THIS.in_lane = True
     torch.set_num_threads(count)
     torch.get_num_threads()  # a thread's first question settles its own number
 

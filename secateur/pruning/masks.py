@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.allocation import Target
+from secateur.pruning.lanes import lanes
 
 Comparison = Literal["row", "layer"]
 
@@ -20,15 +21,27 @@ def removal_mask(scores: Tensor, target: Target, comparison: Comparison) -> Tens
     first ones, which remove one more if the rows do not divide the count. N:M: M - N of each M consecutive inputs of a row,
     whatever the comparison.
     """
+    if target.group is None and comparison == "layer":
+        return lowest_per_layer(scores, target.count(scores.numel()))
+    parts, start = [], 0
+    for rows, count in removed_per_row(target, scores.shape):
+        parts.append(removal_mask_of_rows(scores[start : start + rows], count, target.group))
+        start += rows
+    return parts[0] if len(parts) == 1 else torch.cat(parts)  # (out_features, in_features)
+
+
+def removed_per_row(target: Target, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """How many weights go from each row of (out_features, in_features), as (rows, weights) from the first row on."""
     if target.group:
-        return n_of_m(scores, *target.group)
-    count = target.count(scores.numel())
-    if comparison == "layer":
-        return lowest_per_layer(scores, count)
-    each, more = divmod(count, len(scores))
-    if more == 0:
-        return lowest_per_row(scores, each)
-    return torch.cat([lowest_per_row(scores[:more], each + 1), lowest_per_row(scores[more:], each)])
+        kept, group = target.group
+        return [(shape[0], shape[1] // group * (group - kept))]
+    each, more = divmod(target.count(shape[0] * shape[1]), shape[0])
+    return [(rows, count) for rows, count in ((more, each + 1), (shape[0] - more, each)) if rows]
+
+
+def removal_mask_of_rows(scores: Tensor, count: int, group: tuple[int, int] | None) -> Tensor:
+    """The mask that removes `count` from each row or, with a `group`, what N:M removes. (rows, in_features) both."""
+    return n_of_m(scores, *group) if group else lowest_per_row(scores, count)
 
 
 def lowest_per_row(scores: Tensor, count: int) -> Tensor:
@@ -56,7 +69,12 @@ def _kth_lowest(scores: Tensor, count: int) -> Tensor:
     """
     if scores.device.type != "cpu":
         return scores.kthvalue(count, dim=1, keepdim=True).values
-    return torch.from_numpy(np.partition(scores.numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
+
+    def of_rows(rows: Tensor) -> Tensor:
+        return torch.from_numpy(np.partition(rows.numpy(), count - 1, axis=1)[:, count - 1 : count].copy())
+
+    side_by_side = lanes(scores.device)
+    return torch.cat(side_by_side.map(of_rows, scores.tensor_split(min(side_by_side.count, len(scores)))))  # (rows, 1)
 
 
 def n_of_m(scores: Tensor, kept: int, group: int) -> Tensor:

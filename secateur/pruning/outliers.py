@@ -12,7 +12,7 @@ from secateur.pruning.linears import Linear
 from secateur.pruning.memory import give_back
 from secateur.pruning.methods.wanda import wanda_scores
 from secateur.pruning.stages import groups_of, run_dense
-from secateur.pruning.statistics import InputNorms, observe
+from secateur.pruning.statistics import InputNorms, glimpse, observe
 from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel
 
 
@@ -38,7 +38,8 @@ def outlier_percentages(
                 index,
                 batches,
                 groups,
-                observe=lambda group, inputs: observe(norms[group], inputs, model.lanes),
+                look=partial(glimpse, "norms"),
+                observe=lambda group, seen: observe(norms[group], seen),
                 lanes=model.lanes,
                 propagate=index + 1 < model.count,
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from secateur.pruning.lanes import Lanes
 from secateur.pruning.streaming import MicroBatch, run_block
 
 Group = tuple[str, ...]
+Look = TypeVar("Look")
 
 
 def groups_of(block: nn.Module, index: int, linears: Sequence[str], probe: MicroBatch) -> list[Group]:
@@ -52,18 +53,25 @@ def run_staged(
     batches: list[MicroBatch],
     groups: list[Group],
     *,
-    prune: Callable[[Group, list[Tensor]], None],
+    look: Callable[[Tensor], Look],
+    prune: Callable[[Group, list[Look]], None],
     lanes: Lanes,
     propagate: bool,
 ) -> None:
-    """Run `block` once over `batches`, calling `prune` for each group with its inputs, (batch, seq, in_features) each.
+    """Run `block` once over `batches`, calling `prune` for each group with what `look` makes of its inputs.
 
-    `prune` gets the inputs of all micro-batches and changes the weights. With `propagate` the batches' hidden states become
-    the pruned block's output, all of them or, if anything fails, none; without it nothing is computed after the last group.
+    `look` gets the input of one micro-batch, (batch, seq, in_features), in its lane and while it is in the core's cache:
+    from memory it would take four times as long. `prune` gets the looks of all micro-batches and changes the weights. With
+    `propagate` the batches' hidden states become the pruned block's output, all of them or, if anything fails, none;
+    without it nothing is computed after the last group.
     """
+
+    def to_next_group(run: greenlet) -> Look:
+        return look(run.switch())
+
     with _paused(block, index, batches, groups, lanes) as runs:
         for group in groups:
-            prune(group, lanes.map(greenlet.switch, runs))
+            prune(group, lanes.map(to_next_group, runs))
         if propagate:
             outputs = lanes.map(greenlet.switch, runs)
             for batch, output in zip(batches, outputs, strict=True):
@@ -76,19 +84,24 @@ def run_dense(
     batches: list[MicroBatch],
     groups: list[Group],
     *,
-    observe: Callable[[Group, list[Tensor]], None],
+    look: Callable[[Tensor], Look],
+    observe: Callable[[Group, list[Look]], None],
     lanes: Lanes,
     propagate: bool,
 ) -> None:
-    """Run `block` as it is over `batches`, showing `observe` some of every group's inputs, (batch, seq, in_features) each.
+    """Run `block` as it is over `batches`, some at a time, telling `observe` what `look` makes of every group's inputs.
 
-    `propagate` is as in `run_staged`.
+    `look` and `propagate` are as in `run_staged`.
     """
+
+    def to_next_group(run: greenlet) -> Look:
+        return look(run.switch())
+
     outputs: list[Tensor] = []
     for start in range(0, len(batches), lanes.count):
         with _paused(block, index, batches[start : start + lanes.count], groups, lanes) as runs:
             for group in groups:
-                observe(group, lanes.map(greenlet.switch, runs))
+                observe(group, lanes.map(to_next_group, runs))
             if propagate:
                 outputs += lanes.map(greenlet.switch, runs)
     for batch, output in zip(batches, outputs, strict=False):

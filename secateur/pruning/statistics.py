@@ -11,11 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from secateur.pruning.lanes import Lanes
 from secateur.pruning.registry import Observes
 
+ELEMENTS_IN_CACHE = 3 << 16  # of float32, beside what they are made of
 TOKENS_AT_ONCE = 2048  # that a Gram takes in with one product for each strip
-ELEMENTS_IN_CACHE = 1 << 17  # of float32, so that squaring and summing read no memory
 STRIP = 512  # rows of the Gram that are one matrix product
 
 
@@ -24,6 +23,9 @@ class Statistics(Protocol):
 
     def add(self, inputs: Tensor) -> None:
         """Take in `inputs`, (…, in_features); every leading axis is a token."""
+
+    def merge(self, other: Any) -> None:
+        """Take in what `other`, of the same kind, has taken in."""
 
     @property
     def count(self) -> int:
@@ -42,9 +44,9 @@ class InputNorms:
         self._squares = torch.zeros(in_features, dtype=torch.float64, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        for tokens in _in_cache(inputs):
-            self._squares += tokens.float().square().sum(dim=0)
-            self.count += len(tokens)
+        for wide in _widened(inputs):
+            self._squares += wide.square_().sum(dim=0)
+            self.count += len(wide)
 
     def merge(self, other: InputNorms) -> None:
         """Take in what `other` has taken in."""
@@ -69,10 +71,9 @@ class InputMoments:
         self._deviations = torch.zeros_like(self._mean)  # sum of squared deviations from the mean, (in_features,)
 
     def add(self, inputs: Tensor) -> None:
-        for tokens in _in_cache(inputs):
-            wide = tokens.float()
+        for wide in _widened(inputs):
             mean = wide.mean(dim=0)  # (in_features,)
-            self._join(len(tokens), mean.double(), (wide - mean).square_().sum(dim=0))
+            self._join(len(wide), mean.double(), wide.sub_(mean).square_().sum(dim=0))
 
     def merge(self, other: InputMoments) -> None:
         """Take in what `other` has taken in."""
@@ -121,6 +122,11 @@ class Gram:
                     self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
             self.count += len(tokens)
 
+    def merge(self, other: Gram) -> None:
+        """Take in what `other` has taken in."""
+        self._lower += other._lower
+        self.count += other.count
+
     @property
     def total(self) -> Tensor:
         """The whole matrix, (in_features, in_features)."""
@@ -132,6 +138,9 @@ class Gram:
     @property
     def squares(self) -> Tensor:
         return self._lower.diagonal()
+
+
+Glimpse = InputNorms | InputMoments | Tensor
 
 
 class InputSample:
@@ -166,22 +175,26 @@ def observer(observes: Observes, in_features: int, device: torch.device) -> Stat
     return InputMoments(in_features, device) if observes == "moments" else InputNorms(in_features, device)
 
 
-def observe(statistics: Statistics, inputs: Sequence[Tensor], lanes: Lanes) -> None:
-    """Take in all `inputs`, (…, in_features) each. Vectors are summed up in the lanes and joined in order; of a Gram there
-    is only one."""
-    if isinstance(statistics, InputNorms | InputMoments):
-        kind = type(statistics)
+def glimpse(observes: Observes, inputs: Tensor) -> Glimpse:
+    """What is taken in of a micro-batch's `inputs`, (…, in_features): a vector or two or, for a Gram, the inputs.
 
-        def summed(part: Tensor) -> Any:
-            alone = kind(part.shape[-1], part.device)
-            alone.add(part)
-            return alone
+    Vectors are to be made in the micro-batch's lane, while its core has the inputs in its cache. There is only one Gram,
+    which all cores make together.
+    """
+    if observes == "gram":
+        return inputs
+    alone = (InputMoments if observes == "moments" else InputNorms)(inputs.shape[-1], inputs.device)
+    alone.add(inputs)
+    return alone
 
-        for each in lanes.map(summed, inputs):
-            statistics.merge(each)
-    else:
-        for part in _joined(inputs):
-            statistics.add(part)
+
+def observe(statistics: Statistics, glimpses: Sequence[Glimpse]) -> None:
+    """Take in what was seen of micro-batches, in order: of one kind, that of `statistics`."""
+    for part in _joined([seen for seen in glimpses if isinstance(seen, Tensor)]):
+        statistics.add(part)
+    for seen in glimpses:
+        if not isinstance(seen, Tensor):
+            statistics.merge(seen)
 
 
 def _joined(inputs: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -203,9 +216,10 @@ def _scratch(tokens: int, in_features: int, device: torch.device) -> Tensor:
     return torch.empty(tokens, in_features, dtype=torch.float32, device=device)
 
 
-def _in_cache(inputs: Tensor) -> Sequence[Tensor]:
-    """`inputs`, (…, in_features), in parts of (tokens, in_features) that a core's cache holds in float32."""
-    return torch.split(inputs.flatten(0, -2), max(1, ELEMENTS_IN_CACHE // inputs.shape[-1]))  # (tokens, in_features)
+def _widened(inputs: Tensor) -> Iterator[Tensor]:
+    """Copies of `inputs`, (…, in_features), in float32, in parts of (tokens, in_features) that a core's cache holds."""
+    for tokens in torch.split(inputs.flatten(0, -2), max(1, ELEMENTS_IN_CACHE // inputs.shape[-1])):
+        yield tokens.to(torch.float32, copy=True)  # (tokens, in_features)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -22,16 +23,22 @@ def test_results_come_in_order_and_an_item_keeps_its_thread(two: Lanes) -> None:
     assert len(set(first)) == 2
 
 
-def test_the_first_failure_is_raised_once_all_have_ended(two: Lanes) -> None:
+def test_the_first_lanes_failure_is_raised_once_nothing_runs_any_more(two: Lanes) -> None:
     ended: list[int] = []
 
     def fail(number: int) -> None:
+        if number % 2:
+            time.sleep(0.05)
         ended.append(number)
         raise ValueError(number)
 
     with pytest.raises(ValueError, match="0"):
         two.map(fail, range(4))
-    assert sorted(ended) == [0, 1, 2, 3]
+    assert ended == [0, 1]  # neither lane began its second
+
+
+def test_a_map_within_a_lane_does_not_wait_for_that_lane(two: Lanes) -> None:
+    assert two.map(lambda tens: sum(two.map(lambda ones: 10 * tens + ones, range(3))), range(2)) == [3, 33]
 
 
 def test_a_lane_computes_gradients_where_its_caller_does(two: Lanes) -> None:

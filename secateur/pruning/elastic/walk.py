@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -29,7 +30,7 @@ from secateur.pruning.linears import linears_of
 from secateur.pruning.memory import give_back
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense
-from secateur.pruning.statistics import observe, observer
+from secateur.pruning.statistics import Glimpse, glimpse, observe, observer
 from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
 from secateur.recipes import ElasticRecipe
 
@@ -135,10 +136,13 @@ class _Walk:
         }
         seen = {group: observer("norms", weights[group[0]].shape[1], self._device) for group in groups}
 
-        def see(group: Group, inputs: list[Tensor]) -> None:
-            observe(seen[group], inputs, placed.lanes)
+        def see(group: Group, glimpses: list[Glimpse]) -> None:
+            observe(seen[group], glimpses)
 
-        run_dense(placed.block, placed.index, self._dense, groups, observe=see, lanes=placed.lanes, propagate=True)
+        look = partial(glimpse, "norms")
+        run_dense(
+            placed.block, placed.index, self._dense, groups, look=look, observe=see, lanes=placed.lanes, propagate=True
+        )
         norms = {name: seen[group].squares.sqrt().float() for group in groups for name in group}
         return without_chain(weights, norms)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import Pruned, lost_share, without
+from secateur.pruning.methods.by_rows import pruned_by_rows
 from secateur.pruning.statistics import Statistics
 from secateur.recipes import Wanda
 
@@ -18,7 +20,7 @@ def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
 
     `weight`: (out_features, in_features); `norms`: each input's L2 norm over all tokens, (in_features,).
     """
-    return weight.float().abs() * norms.float()
+    return weight.to(torch.float32, copy=True).abs_().mul_(norms.float())
 
 
 class WandaMethod:
@@ -31,9 +33,11 @@ class WandaMethod:
         return statistics.squares.sqrt()
 
     def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Tensor) -> list[Pruned]:
+        if self._comparison == "row":
+            return pruned_by_rows(weights, targets, lambda rows: wanda_scores(rows, prepared), "diagonal")
         return [self._prune(weight, target, prepared) for weight, target in zip(weights, targets, strict=True)]
 
     def _prune(self, weight: Tensor, target: Target, norms: Tensor) -> Pruned:
         scores = wanda_scores(weight, norms)
-        removed = removal_mask(scores, target, self._comparison)
+        removed = removal_mask(scores, target, "layer")
         return Pruned(without(weight, removed), removed, lost_share(scores, removed), "diagonal")
