@@ -63,9 +63,7 @@ def summary(runs: dict[str, list[Run]], perplexities: dict[str, float]) -> dict[
     shares = []
     for method in METHODS:
         ours, theirs = runs[f"{method} ours"], runs[f"{method} theirs"]
-        dense, walker = (
-            [sum(run[name]) / 2 for run in ours] for name in ("dense_forward_seconds", "walker_forward_seconds")
-        )
+        dense, walker = ([sum(run[f"{who}_forward_seconds"]) / 2 for run in ours] for who in ("dense", "walker"))
         facts |= spread(f"{method}_seconds", [run["seconds"] for run in ours])
         facts |= spread(f"{method}_llmcompressor_seconds", [run["seconds"] for run in theirs])
         facts |= spread(f"{method}_dense_forward_seconds", dense)

@@ -1,7 +1,7 @@
 """One run of Secateur, as the service runs it: `python -m benchmarks.ours MODEL METHOD INTO`. Prints one line of JSON.
 
-After it, so that its peak is its own, the same tokens go through the dense decoder twice, in two ways: by transformers' own
-forward of the whole model, four sequences at a time, and by the walker, block by block in the micro-batches that pruning has.
+After it, so that its peak is its own, the same tokens go through the dense decoder twice, in two ways: by transformers'
+own forward of the whole model, four sequences at a time, and by the walker, block by block.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from secateur.pruning.pipeline import run
 from secateur.pruning.streaming import StreamedModel, forward
 
 
-def walker_seconds(folder: Path) -> float:
+def dense_seconds(folder: Path) -> float:
     """Seconds that the calibration tokens take through the decoder blocks, each block's load included; no head."""
     headers = read_model(folder)
     with Checkpoint(folder, headers) as source, torch.no_grad():
@@ -61,7 +61,7 @@ def main(model: str, method: str, into: str) -> None:
                 "seconds": result.metrics["seconds"]["prune"],
                 "peak_memory_bytes": most,
                 "dense_forward_seconds": [transformers_seconds(folder) for _ in range(2)],
-                "walker_forward_seconds": [walker_seconds(folder) for _ in range(2)],
+                "walker_forward_seconds": [dense_seconds(folder) for _ in range(2)],
                 "sparsity": result.metrics["sparsity"],
             }
         )
