@@ -1,0 +1,5 @@
+"""Sparsity Induction (arXiv 2602.21652): before a block is pruned, learn what each input's weights are to count.
+
+`pairs` says which weights of a block can be scaled against each other without a change of its function: from how families
+are wired (`wiring`) and how heads share channels (`heads`). `folding` does it.
+"""
