@@ -76,6 +76,7 @@ _ROWS = (
     Kind("sequence_too_long", 422, "The sequence is longer than the model's positions"),
     Kind("calibration_text_too_short", 422, "The text is too short for what was asked of it"),
     Kind("compensation_unavailable", 422, "The model cannot take this compensation"),
+    Kind("induction_unavailable", 422, "The model cannot take this induction"),
     Kind("calibration_too_small", 422, "There are too few calibration samples for what was asked"),
     Kind("dataset_unavailable", 422, "The dataset cannot be had"),
     # The run

@@ -125,14 +125,88 @@ Compensation = Annotated[
 ]
 
 
+Initialisation = Literal["data", "rms", "one"]
+
+
+class SparsityInduction(_Part):
+    """Before a block is pruned, learn a scale for each input by which its weights count (arXiv 2602.21652). What weighs
+    inputs itself gets the scale as a factor of its scores; Magnitude gets it folded into the weights, which keeps the
+    model's function. The model has no more parameters afterwards than before."""
+
+    name: Literal["sparsity_induction"]
+    epochs: int = Field(
+        default=1, ge=0, le=5, description="Times that each block sees the calibration set (the paper's 1 to 5). 0: none."
+    )
+    initialisation: Initialisation | None = Field(
+        default=None,
+        description="Where scales begin: `data`, (median - mean)^2 of each input (the paper's equation 5, floored); `rms`, "
+        "its root mean square; `one`. By default `rms` before Magnitude and `one` before other methods.",
+    )
+    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Adam's, of the scales' logarithms (ours).")
+    sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (the paper's 1).")
+    refresh_every: int = Field(
+        default=4, ge=1, le=1000, description="Steps after which masks are made anew of the scales as they are (ours)."
+    )
+    temperature: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
+        default=(0.25, 0.1),
+        description="Width of the sigmoid that stands for the mask in the gradient, in units of a score's logarithm: at "
+        "first and at last (ours).",
+    )
+    spectral_weight: float = Field(
+        default=0.01,
+        ge=0,
+        le=100,
+        description="Of the term of spectral norms: lambda, which the paper does not say. 0: none.",
+    )
+    spectral_alpha: float = Field(
+        default=1.0, gt=0, le=100, description="Its exponent, for norms relative to what they are at scales of one (ours)."
+    )
+    guard: bool = Field(
+        default=True,
+        description="Leave a block's scales at one where they do not lower its output error on held-out calibration "
+        "sequences. Takes two samples or more.",
+    )
+
+
 class _Method(_Part):
     """What every method has beside its own parameters."""
 
     updates_weights: ClassVar[bool] = False  # also those that it keeps
+    inducible: ClassVar[bool] = False  # whether sparsity can be induced before it
 
     compensation: Compensation = Field(
         default=NoCompensation(), description="How to make up for what was removed, with the mask as it is."
     )
+    induction: SparsityInduction | None = Field(
+        default=None, description="What to do to a block before it is pruned. By default nothing."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _compares_rows_once_induced(cls, body: object) -> object:
+        """A row's scores are what the scales are learned on; across rows they would explode."""
+        if isinstance(body, dict) and body.get("induction") is not None and "comparison" in cls.model_fields:
+            return {"comparison": "row"} | body
+        return body
+
+    @model_validator(mode="after")
+    def _can_be_induced(self) -> Self:
+        if self.induction and not self.inducible:
+            raise PydanticCustomError(
+                "induction_unavailable",
+                "sparsity can be induced before magnitude, wanda, ria, sparsegpt, statistical_correction, not {method}",
+                {"method": getattr(self, "name", "this method")},
+            )
+        if self.induction and getattr(self, "comparison", "row") == "layer":
+            raise PydanticCustomError(
+                "induction_comparison",
+                "scales are learned for weights that compete within a row; with induction, leave comparison out or say row",
+            )
+        if self.induction and getattr(self, "alpha", None) == "auto":
+            raise PydanticCustomError(
+                "induction_alpha", "scales are learned on the scores of one alpha; with induction, give a number"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compensated_knowingly(self) -> Self:
@@ -153,11 +227,14 @@ class _Method(_Part):
     @property
     def guarded(self) -> bool:
         """Whether calibration sequences are held out to choose on."""
-        return len(self.alternatives) > 1 or (isinstance(self.compensation, Correction) and self.compensation.guard)
+        compared = isinstance(self.compensation, Correction) and self.compensation.guard
+        return len(self.alternatives) > 1 or compared or (self.induction is not None and self.induction.guard)
 
 
 class Magnitude(_Method):
     """Remove the weights that are smallest in absolute value."""
+
+    inducible: ClassVar[bool] = True
 
     name: Literal["magnitude"]
     comparison: Literal["row", "layer"] = Field(
@@ -167,6 +244,8 @@ class Magnitude(_Method):
 
 class Wanda(_Method):
     """Remove the weights with the smallest |weight| x input norm (arXiv 2306.11695)."""
+
+    inducible: ClassVar[bool] = True
 
     name: Literal["wanda"]
     comparison: Literal["row", "layer"] = Field(
@@ -178,6 +257,7 @@ class SparseGPT(_Method):
     """Remove weights by the optimal brain surgeon's saliency and update those that stay (arXiv 2301.00774)."""
 
     updates_weights: ClassVar[bool] = True
+    inducible: ClassVar[bool] = True
 
     name: Literal["sparsegpt"]
     damping: float = Field(
@@ -191,6 +271,8 @@ class SparseGPT(_Method):
 class RIA(_Method):
     """Remove the weights with the smallest share of their row and column, times a power of the input norm (ICLR 2024,
     OpenReview Tr0lPx9woF)."""
+
+    inducible: ClassVar[bool] = True
 
     name: Literal["ria"]
     power: float = Field(default=0.5, ge=0, le=4, description="Of the input norm (the paper's a = 0.5).")
@@ -244,6 +326,8 @@ class StatisticalCorrection(_Method):
     `secateur`: Wanda's input norm, and variance matching behind the guard. `paper`: the fourth root of the input's variance,
     and energy compensation without a guard.
     """
+
+    inducible: ClassVar[bool] = True
 
     name: Literal["statistical_correction"]
     variant: Literal["secateur", "paper"] = "secateur"

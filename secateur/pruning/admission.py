@@ -9,9 +9,10 @@ from secateur.pruning.datasets import known_bytes
 from secateur.pruning.discovery import family_of
 from secateur.pruning.families import Family, is_tied, positions_of
 from secateur.pruning.headers import ModelHeaders
+from secateur.pruning.induction.pairs import pairs_of
 from secateur.pruning.linears import Linear, linears_of, require
 from secateur.pruning.registry import calibration_of
-from secateur.recipes import MeanCorrection, PruneRecipe, Recipe
+from secateur.recipes import Magnitude, MeanCorrection, PruneRecipe, Recipe
 
 
 def check(recipe: Recipe, model: ModelHeaders) -> None:
@@ -39,6 +40,7 @@ def check(recipe: Recipe, model: ModelHeaders) -> None:
         if recipe.sparsity.allocation.looks_at == "nothing":
             allocate(recipe.sparsity, blocks_of(linears))
         _check_biases(recipe, model, family, linears)
+        _check_pairs(recipe, model, family)
     _check_positions(recipe, positions_of(model, family))
 
 
@@ -64,6 +66,21 @@ def _check_biases(recipe: PruneRecipe, model: ModelHeaders, family: Family, line
                 f"No linear of a {model.architecture} can have a bias, which mean correction changes.",
                 hint="Choose another compensation, such as variance_matching.",
             )
+
+
+def _check_pairs(recipe: PruneRecipe, model: ModelHeaders, family: Family) -> None:
+    """To a method that looks at weights alone, induction is what is folded into them."""
+    if not (recipe.method.induction and isinstance(recipe.method, Magnitude)):
+        return
+    pairs = pairs_of(model, family)
+    if not any(pair.consumers for block in pairs for pair in block.allowed):
+        reasons = "; ".join(sorted({refusal.reason for block in pairs for refusal in block.refused}))
+        raise at(
+            "/method/induction",
+            "induction_unavailable",
+            f"No scale can be folded into a {model.architecture[:100]}: {reasons}.",
+            hint="Before a method that looks at inputs, such as wanda, induction needs no fold.",
+        )
 
 
 def _check_texts(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +15,23 @@ from secateur.pruning.biases import bias_of
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.events import Narrator
 from secateur.pruning.experts import fewest_tokens
-from secateur.pruning.facts import BlockFacts, LinearFacts
+from secateur.pruning.facts import BlockFacts, Induction, LinearFacts
 from secateur.pruning.families import Family
 from secateur.pruning.group_pruner import Dense, GroupPruner, Look, Observed
 from secateur.pruning.guard import Guard, held_out
+from secateur.pruning.induction.inducer import Inducer, Streams
 from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import Linear, linears_of, unused_tensors
 from secateur.pruning.memory import give_back
 from secateur.pruning.methods import Pruned
+from secateur.pruning.placed import Placed, turned
 from secateur.pruning.registry import observes, sampled_share
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense, run_staged
 from secateur.pruning.statistics import InputMoments, InputSample, chosen_tokens, glimpse, observer
 from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
 from secateur.pruning.targets import targets_of
-from secateur.recipes import MeanCorrection, PruneRecipe
+from secateur.recipes import MeanCorrection, Method, PruneRecipe
 
 
 def prune_blocks(
@@ -49,7 +52,7 @@ def prune_blocks(
     spent = sum(facts.seconds for facts in attempt.finished)
     narrator.progress(first, total)
     walk = (
-        _Walk(pruner, source, family, tokens, guarded=recipe.method.guarded)
+        _Walk(pruner, source, family, tokens, recipe.method)
         if tokens is not None and pruner.observing and first < total
         else None
     )
@@ -93,6 +96,8 @@ class _BlockPruner:
         self._source, self._family = source, family
         self.dtype, self.device, self._lanes = DTYPES[recipe.output.dtype], device, lanes(device)
         self._guard: Guard | None = None
+        wanted, seed = recipe.method.induction, recipe.calibration.seed
+        self._inducer = Inducer(recipe.method, wanted, source.headers, family, seed) if wanted else None
         self.begin(0)
 
     @property
@@ -102,7 +107,8 @@ class _BlockPruner:
 
     def begin(self, index: int, *, fallbacks: tuple[str, ...] = ()) -> None:
         self.facts = BlockFacts(index, fallbacks=fallbacks)
-        self._pruned: dict[str, Tensor] = {}
+        self._changed: dict[str, Tensor] = {}
+        self._emphasis: Mapping[str, Tensor] = {}
 
     def prune_unobserved(self) -> None:
         for linear in self.linears[self.facts.block]:
@@ -111,15 +117,25 @@ class _BlockPruner:
             self._prune([linear], dense, None, lambda _: None)
 
     def prune_observing(
-        self, block: nn.Module, batches: list[MicroBatch], probe: MicroBatch, guard: Guard | None, *, propagate: bool
+        self,
+        block: nn.Module,
+        batches: list[MicroBatch],
+        probe: MicroBatch,
+        guard: Guard | None,
+        *,
+        dense: list[MicroBatch],
+        propagate: bool,
     ) -> None:
         """Prune `block` on `batches`; with `propagate` they carry its output afterwards, as the recipe says which, and so
-        does the `guard`'s batch."""
+        does the `guard`'s batch. `dense`: the same sequences as the dense model has them, if sparsity is to be induced; they
+        carry the dense output."""
         linears = [linear.module for linear in self.linears[self.facts.block]]
         groups = groups_of(block, self.facts.block, linears, probe)
         self._guard, self._tokens = guard, sum(batch.tokens.numel() for batch in batches)
         if guard:
             guard.enter(block, self.facts.block)
+        if self._inducer:
+            self._induce(self._inducer, block, Streams(batches, dense), groups)
         if self._propagate == "staged":
             self._prune_staged(block, batches, groups, propagate=propagate)
         else:
@@ -128,6 +144,27 @@ class _BlockPruner:
             guard.leave()
         if propagate and not all(_finite(batch.hidden) for batch in batches):
             raise self._nonfinite("its output")
+
+    def _induce(self, inducer: Inducer, block: nn.Module, streams: Streams, groups: list[Group]) -> None:
+        """Learn scales of `block`: they are folded into it, in place, or kept as the emphasis of its linears' inputs."""
+        linears = self.linears[self.facts.block]
+        placed = Placed(block, self.facts.block, linears, self._lanes)
+        targets = {linear.module: self._targets[linear.name] for linear in linears}
+        induced = inducer.induce(placed, targets, groups, streams, self._guard)
+        self._emphasis = induced.emphasis
+        block.load_state_dict(induced.folded, strict=False, assign=True)
+        block.requires_grad_(False)
+        names = self._names_in_block()
+        self._changed |= {names[inside]: tensor for inside, tensor in induced.folded.items()}
+        folded = tuple(sorted(self._changed.keys() - {linear.name for linear in linears}))
+        refused = {refusal.kind: refusal.reason for refusal in inducer.pairs[placed.index].refused} if inducer.pairs else {}
+        self.facts.induction = Induction(induced.choice, folded, refused)
+
+    def _names_in_block(self) -> dict[str, str]:
+        """What the checkpoint calls the tensors of the block, by what the block itself does."""
+        inside, stored = (f"{blocks}.{self.facts.block}." for blocks in (self._family.block_list, self._family.blocks))
+        names = [name for name in self._source.headers.tensors if name.startswith(stored)]
+        return {self._family.parameter(name).removeprefix(inside): name for name in names}
 
     def _prune_staged(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         def prune(group: Group, looks: list[Look]) -> None:
@@ -164,7 +201,8 @@ class _BlockPruner:
         sample = InputSample(chosen_tokens(self._tokens, self._share, self._seed)) if self._share else None
         width = self._linears_in(group)[0].in_features
         moments = InputMoments(width, self.device) if self._wants_mean else None
-        observed = Observed(observer(self._observes, width, self.device), sample, moments)
+        statistics = observer(self._observes, width, self.device)
+        observed = Observed(statistics, sample, moments, self._emphasis.get(group[0]))
         observed.add(looks)
         return observed
 
@@ -200,9 +238,9 @@ class _BlockPruner:
             decided = self._group_pruner.prune(dense, observed, self._guard, place)
         seconds, rows = time.monotonic() - started, sum(len(weight) for weight in dense.weights)
         for linear, target, each in zip(linears, dense.targets, decided.pruned, strict=True):
-            self._pruned[linear.name] = turned(linear, each.weight)
+            self._changed[linear.name] = turned(linear, each.weight)
             if each.bias is not None:
-                self._pruned[bias_of(linear)] = each.bias
+                self._changed[bias_of(linear)] = each.bias
             self.facts.linears.append(
                 LinearFacts(
                     name=linear.name,
@@ -218,11 +256,11 @@ class _BlockPruner:
             )
 
     def write(self, attempt: Attempt) -> None:
-        """Every tensor of the block: the pruned ones, and the others as they came, cast."""
+        """Every tensor of the block: those that changed, and the others as they came, cast."""
         prefix = f"{self._family.block(self.facts.block)}."
         names = [name for name in self._source.headers.tensors if name.startswith(prefix)]
         tensors = {
-            name: self._pruned[name] if name in self._pruned else self._source.read(name, self.dtype) for name in names
+            name: self._changed[name] if name in self._changed else self._source.read(name, self.dtype) for name in names
         }
         write_shard(attempt.shard(self.facts.block), tensors)
 
@@ -237,12 +275,14 @@ class _BlockPruner:
 class _Walk:
     """The calibration set on its way through the blocks."""
 
-    def __init__(self, pruner: _BlockPruner, source: Checkpoint, family: Family, tokens: Tensor, *, guarded: bool) -> None:
+    def __init__(self, pruner: _BlockPruner, source: Checkpoint, family: Family, tokens: Tensor, method: Method) -> None:
+        guarded, induced = method.guarded, method.induction is not None
         self._pruner = pruner
         self._model = StreamedModel(source, family, pruner.dtype, pruner.device)
         self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
-        observed, guards = held_out(tokens, self._groups()) if guarded else (tokens, None)
-        self.batches = self._model.batches(observed)
+        observed, guards = held_out(tokens, self._groups(), whole=induced) if guarded else (tokens, None)
+        self.batches = self._model.batches(observed, single=induced)
+        self._dense = [replace(batch) for batch in self.batches] if induced else []
         self._guard = Guard(self._model.enter(guards), self._model.enter(guards)) if guards is not None else None
         self._model.release()
         give_back()
@@ -255,8 +295,9 @@ class _Walk:
 
     @property
     def travellers(self) -> list[MicroBatch]:
-        """All that goes through the blocks: what is observed, and behind it what is held out."""
-        return [*self.batches, self._guard.pruned, self._guard.dense] if self._guard else self.batches
+        """All that goes through the blocks: what is observed, as the dense model has it too if that is wanted, and behind it
+        what is held out."""
+        return [*self.batches, *self._dense, *([self._guard.pruned, self._guard.dense] if self._guard else [])]
 
     def catch_up(self, attempt: Attempt, *, dense: bool) -> None:
         """Go where the first unfinished block begins: from the saved activations on, through blocks as they were written
@@ -264,7 +305,7 @@ class _Walk:
         reached, hidden = attempt.restore([batch.hidden for batch in self.travellers])
         for batch, part in zip(self.travellers, hidden, strict=True):
             batch.hidden = part
-        observed = [(self.batches, dense)]
+        observed = [(self.batches, dense), (self._dense, True)]
         held = [([self._guard.pruned], False), ([self._guard.dense], True)] if self._guard else []
         for index in range(reached, len(attempt.finished)):
             with attempt.written(index) as written:
@@ -278,17 +319,14 @@ class _Walk:
 
         def work(batches: list[MicroBatch]) -> None:
             with self._model.block(index) as block:
-                self._pruner.prune_observing(block, batches, self._probe, self._guard, propagate=propagate)
+                self._pruner.prune_observing(
+                    block, batches, self._probe, self._guard, dense=self._dense, propagate=propagate
+                )
 
         def again(size: int) -> None:
             self._pruner.begin(index, fallbacks=(*self._pruner.facts.fallbacks, f"out_of_memory:micro_batch={size}"))
 
         self.batches = self._model.within_memory(self.batches, work, again)
-
-
-def turned(linear: Linear, weight: Tensor) -> Tensor:
-    """A weight as it is stored, (out_features, in_features), and the other way round."""
-    return weight.T.contiguous() if linear.transposed else weight
 
 
 def _finite(hidden: Tensor) -> bool:

@@ -32,6 +32,9 @@ _PER_CUBE, _PER_SWEPT = 10.0, 20.0  # of a factorisation, d^3; of SparseGPT's sw
 _PER_SPECTRUM = 20.0  # of singular values, out x in^2
 _PER_CUBE_OF_EIGENVECTORS, _SETTLED = 60.0, 0.4  # of ALPS: the decomposition; the share of its iterations that are needed
 
+# Forwards that induction is worth: the dense model's and the statistics, and for each epoch one with two back and the masks.
+_INDUCED, _INDUCED_EACH = 1.25, 5.0
+
 # Operations a second of a worker that has not measured its own yet.
 DEFAULT_PACE: Mapping[str, float] = {"cpu": 5e11, "gpu": 4e13}
 # Two processes begin, load their libraries and tokenise; at the end files are checked, digested and stored.
@@ -42,6 +45,7 @@ UNMEASURED_SPREAD = 5.0
 
 _PROCESS_BYTES = 440e6  # torch, transformers and a tokenizer
 _TRAINED_BYTES = 40  # of a weight that is trained: master, gradient, Adam's two moments, weights, ranks and masks
+_INDUCED_BYTES = 16  # of a weight of a block that is induced: scores, masked weight, slope, share, gradients
 _PASSES_KEPT = 4  # times the intermediate results of a forward that a backward pass needs
 _MICRO_BATCH_TOKENS = 2048
 _LOGITS_BYTES = 2 * (32 << 20)
@@ -233,7 +237,9 @@ def pruning_work(recipe: PruneRecipe, shape: Shape) -> Work:
     if calibration is None:
         return work
     tokens, groups = calibration.samples * calibration.sequence_length, shape.groups
-    passes = 1 + (recipe.propagate == "block") + (recipe.sparsity.allocation.looks_at == "inputs")
+    passes: float = 1 + (recipe.propagate == "block") + (recipe.sparsity.allocation.looks_at == "inputs")
+    if induction := recipe.method.induction:
+        passes += _INDUCED + _INDUCED_EACH * induction.epochs
     work += forward_work(shape, tokens, calibration.sequence_length) * passes
     inputs = [(group[0].in_features, shape.seen(group[0])) for group in groups]
     if METHODS[recipe.method.name].observes != "gram":
@@ -256,6 +262,10 @@ def _device_bytes(recipe: Recipe, shape: Shape, observed: int, evaluated: int, l
     pruning = evaluating = 0.0
     if isinstance(recipe, PruneRecipe):
         activations = observed * size * max(4 * shape.hidden, 2 * shape.hidden + shape.middle)
+        if recipe.method.induction:
+            length = min(recipe.calibration.sequence_length, observed)
+            activations += observed * size * shape.hidden  # the dense stream
+            activations += _PASSES_KEPT * _batches_bytes(shape, size, length, lanes) + _INDUCED_BYTES * block / (2 * size)
         walked = activations + block + _batches_bytes(shape, size, observed, lanes) + _method_bytes(recipe, shape)
         pruning = walked + outside if observed else max(walked, outside)
     if isinstance(recipe, ElasticRecipe):

@@ -44,6 +44,20 @@ class BlockTraining:
     safeguard: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Induction:
+    """How sparsity was induced in a block.
+
+    `choice`: of the guard, among scales of `one`, the `initial` and the `trained` ones; without a guard it has no errors.
+    `folded`: the tensors that were scaled, beside those that are pruned. `refused`: kinds of pairs that the block does not
+    allow, and why.
+    """
+
+    choice: Choice
+    folded: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class BlockFacts:
     """What was done to one block; linears in the order they run. `fallbacks`: what the block as a whole made necessary.
@@ -57,3 +71,4 @@ class BlockFacts:
     fallbacks: tuple[str, ...] = ()
     linears: list[LinearFacts] = field(default_factory=list)
     training: BlockTraining | None = None
+    induction: Induction | None = None

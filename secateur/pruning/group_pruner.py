@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from secateur.pruning.allocation import Target
 from secateur.pruning.compensation import compensated, mean_corrected
 from secateur.pruning.facts import Choice
 from secateur.pruning.guard import Guard
-from secateur.pruning.methods import Method, Pruned
+from secateur.pruning.methods import Method, Pruned, ScoreMethod
 from secateur.pruning.methods.magnitude import MagnitudeMethod
 from secateur.pruning.registry import METHODS
 from secateur.pruning.statistics import Glimpse, InputMoments, InputSample, Statistics, observe
@@ -31,12 +32,13 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is known of a group's inputs: what the method observes, and what compensation is made from: a sample, or
-    the mean."""
+    """What is known of a group's inputs: what the method observes; what compensation is made from: a sample, or the mean;
+    and the `emphasis` of each that was learned, (in_features,), a factor of its scores."""
 
     statistics: Statistics
     sample: InputSample | None = None
     moments: InputMoments | None = None
+    emphasis: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -96,7 +98,7 @@ class GroupPruner:
         task = _Task(dense, first.prepare(observed.statistics if observed else None), observed)
         if guard:
             return self._guarded(task, guard, place)
-        made = self._compensated(task, first.prune(dense.weights, dense.targets, task.prepared))
+        made = self._compensated(task, _pruned(first, task))
         place(made)
         return Decided(made)
 
@@ -119,7 +121,7 @@ class GroupPruner:
         def plain(name: str) -> list[Pruned]:
             if name not in newest:
                 newest.clear()
-                newest[name] = self._methods[name].prune(task.dense.weights, task.dense.targets, task.prepared)
+                newest[name] = _pruned(self._methods[name], task)
             return newest[name]
 
         best, choices = guard.choose(((name, self._compensated(task, plain(name))) for name in self._methods), place)
@@ -140,6 +142,14 @@ class GroupPruner:
             return [mean_corrected(weight, each, mean, bias) for weight, each, bias in linears]
         inputs = observed.sample.inputs if observed and observed.sample else None
         return [compensated(weight, each, wanted, inputs) for weight, each in zip(task.dense.weights, plain, strict=True)]
+
+
+def _pruned(method: Method, task: _Task) -> list[Pruned]:
+    dense, emphasis = task.dense, task.observed.emphasis if task.observed else None
+    if emphasis is None:
+        return method.prune(dense.weights, dense.targets, task.prepared)
+    by_score = cast("ScoreMethod", method)  # no other can be asked for together with induction
+    return by_score.prune(dense.weights, dense.targets, task.prepared, emphasis)
 
 
 def _refused(plain: list[Pruned], compensation: str) -> list[Pruned]:

@@ -25,27 +25,32 @@ from secateur.pruning.streaming import MicroBatch, run_block
 
 SHARE = 9 / 128  # of a forward of the calibration set
 FEWEST_TOKENS = 16
+ONE_OF = 32
 
 
-def held_out(tokens: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+def held_out(tokens: Tensor, groups: int, *, whole: bool = False) -> tuple[Tensor, Tensor]:
     """The calibration set, (samples, length), as what statistics are taken from and what is held out, both (…, length).
 
     Whole sequences are held out, the last of the set, which was drawn at random; they are cut to the number of tokens that
-    the guard may have in a model whose blocks have so many `groups`. `tokens` has two sequences or more.
+    the guard may have in a model whose blocks have so many `groups`. `whole`: one sequence of each `ONE_OF`, uncut, for what
+    costs many forwards itself. `tokens` has two sequences or more.
     """
+    if whole:
+        sequences = max(1, len(tokens) // ONE_OF)
+        return tokens[:-sequences], tokens[-sequences:]
     allowed = int(tokens.numel() * SHARE / (1 + 2 * groups))
     sequences = max(1, allowed // tokens.shape[1])
     return tokens[:-sequences], tokens[-sequences:, : max(allowed // sequences, FEWEST_TOKENS)]
 
 
-def output_error(output: Tensor, target: Tensor) -> float:
+def relative_error(output: Tensor, target: Tensor) -> Tensor:
     """The mean over tokens of the squared error relative to the token's squared target; both (batch, seq, hidden).
 
     Relative token by token, because some tokens (the first, most of all) are hundreds of times as large as the others.
     """
     wide = target.float()
     whole = wide.square().sum(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)  # (batch, seq)
-    return float(((output.float() - wide).square().sum(dim=-1) / whole).mean())
+    return ((output.float() - wide).square().sum(dim=-1) / whole).mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,10 @@ class Guard:
         self._block, self._index = block, index
         self._target = run_block(block, index, self.dense)
 
+    def error(self) -> float:
+        """That of the block's output as the block is now, on what has gone through the pruned ones."""
+        return float(relative_error(run_block(self._block, self._index, self.pruned), self._target))
+
     def choose(
         self, candidates: Iterable[tuple[str, list[Pruned]]], place: Callable[[list[Pruned]], None], *known: Trial
     ) -> tuple[Trial, Choice]:
@@ -88,7 +97,7 @@ class Guard:
     def _tried(self, name: str, candidate: list[Pruned], place: Callable[[list[Pruned]], None]) -> Trial:
         place(candidate)
         output = run_block(self._block, self._index, self.pruned)
-        return Trial(name, candidate, output_error(output, self._target), output)
+        return Trial(name, candidate, float(relative_error(output, self._target)), output)
 
     def leave(self) -> None:
         """Go on behind the block as it was chosen last."""

@@ -48,7 +48,7 @@ def lowest_per_row(scores: Tensor, count: int) -> Tensor:
     """Mark exactly the `count` lowest of each row, by (score, index). `scores` and the result are (rows, columns)."""
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = _kth_lowest(scores, count)  # (rows, 1)
+    threshold = kth_lowest(scores, count)  # (rows, 1)
     chosen = scores <= threshold
     if int(chosen.count_nonzero()) == count * len(scores):  # no row can have fewer, so none has more
         return chosen
@@ -62,7 +62,7 @@ def lowest_per_layer(scores: Tensor, count: int) -> Tensor:
     return lowest_per_row(scores.reshape(1, -1), count).reshape(scores.shape)  # (rows, columns)
 
 
-def _kth_lowest(scores: Tensor, count: int) -> Tensor:
+def kth_lowest(scores: Tensor, count: int) -> Tensor:
     """The `count`-th lowest score of each row of (rows, columns), counted from one: (rows, 1).
 
     On the CPU numpy's vectorised selection is several times as fast as torch's.

@@ -158,7 +158,12 @@ def observes(method: recipes.Method) -> Observes:
     declared = METHODS[method.name].observes
     if isinstance(method, recipes.StatisticalCorrection) and method.variant == "secateur":
         declared = "norms"  # only the paper's score has the variance
-    looks = method.guarded or sampled_share(method) > 0 or isinstance(method.compensation, recipes.MeanCorrection)
+    looks = (
+        method.guarded
+        or method.induction is not None
+        or sampled_share(method) > 0
+        or isinstance(method.compensation, recipes.MeanCorrection)
+    )
     return "norms" if declared == "nothing" and looks else declared
 
 

@@ -163,7 +163,8 @@ pipeline_tag: text-generation
 | Licence | {_licence(report)} |
 {_calibration_row(report)}{_perplexity_rows(report)}
 Every linear layer of the decoder blocks is pruned; embeddings, head, norms, routers and biases are the base model's,
-unchanged but for the data type. `{REPORT}` tells each layer's sparsity and error, each tensor's digest, and what went in.
+unchanged but for the data type{_folded(report)}.
+`{REPORT}` tells each layer's sparsity and error, each tensor's digest, and what went in.
 
 ## Use
 
@@ -186,6 +187,12 @@ def _settings(part: BaseModel) -> str:
     """`: ratio 2, other 3` of what stands beside a name; nothing if nothing does."""
     settings = ", ".join(f"{name} {value}" for name, value in part.model_dump(exclude={"name"}).items())
     return f": {settings}" if settings else ""
+
+
+def _folded(report: Mapping[str, Any]) -> str:
+    """That sparsity was induced by a fold, if it was."""
+    folded = sum(len(block["induction"]["folded"]) for block in report["blocks"] if block.get("induction"))
+    return f", except {folded} norms and biases that scales were folded into, which keeps the function" if folded else ""
 
 
 def _parameters(report: Mapping[str, Any]) -> int:

@@ -86,9 +86,10 @@ class StreamedModel:
     def _read(self, checkpoint: Checkpoint, parameter: str) -> Tensor:
         return checkpoint.read(self._tensors[parameter], self._dtype, self.device)
 
-    def batches(self, tokens: Tensor) -> list[MicroBatch]:
-        """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be."""
-        size = max(1, min(self.batch_tokens // tokens.shape[1], -(-len(tokens) // self.lanes.count)))
+    def batches(self, tokens: Tensor, *, single: bool = False) -> list[MicroBatch]:
+        """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be, or
+        `single` sequences."""
+        size = 1 if single else max(1, min(self.batch_tokens // tokens.shape[1], -(-len(tokens) // self.lanes.count)))
         return self._entered(torch.split(tokens, size))
 
     def _entered(self, parts: Iterable[Tensor]) -> list[MicroBatch]:

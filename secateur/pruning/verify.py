@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -35,14 +35,21 @@ class Facts:
         return self.zeros / self.weights
 
 
-def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[str, int], recipe: ModelRecipe) -> Facts:
+def verify(
+    folder: Path,
+    source: Checkpoint,
+    family: Family,
+    removed: Mapping[str, int],
+    recipe: ModelRecipe,
+    *,
+    folded: Collection[str] = (),
+) -> Facts:
     """Check the checkpoint in `folder` against `source`.
 
-    `removed`: the number of weights removed from each pruned linear, by its name. Every tensor is there with its shape and
-    dtype; pruned ones are finite, hold at least the zeros removed from them, none of them negative, and obey the pattern;
-    biases that mean correction may change are finite; all others are the source's bit for bit (after the cast, if the dtype
-    changes). Raises ProblemError
-    `verification_failed`.
+    `removed`: the number of weights removed from each pruned linear, by its name; `folded`: tensors that scales were folded
+    into. Every tensor is there with its shape and dtype; pruned ones are finite, hold at least the zeros removed from them,
+    none of them negative, and obey the pattern; folded ones and biases that mean correction changes are finite; all others
+    are the source's bit for bit (after the cast, if the dtype changes). Raises ProblemError `verification_failed`.
     """
     headers = read_model(folder)
     if headers.tensors.keys() != source.headers.tensors.keys():
@@ -56,7 +63,7 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
     linears = [linear for block in linears_of(source.headers, family) for linear in block]
     transposed = {linear.name for linear in linears if linear.transposed}
     corrects = isinstance(recipe, PruneRecipe) and isinstance(recipe.method.compensation, MeanCorrection)
-    corrected = {bias_of(linear) for linear in linears} if corrects else set()
+    changed = {*folded, *(bias_of(linear) for linear in linears if corrects)}
     zeros_of: dict[str, int] = {}
     with Checkpoint(folder, headers) as written:
         for name, expected in source.headers.tensors.items():
@@ -67,7 +74,7 @@ def verify(folder: Path, source: Checkpoint, family: Family, removed: Mapping[st
             if name in removed:
                 weight = written.read(name).T if name in transposed else written.read(name)
                 zeros_of[name] = _check_pruned(name, weight, removed[name], group)
-            elif name in corrected:
+            elif name in changed:
                 if not bool(written.read(name).isfinite().all()):
                     _fail(f"'{name}' holds a value that is not finite")
             elif not torch.equal(_bits(written.read(name)), _bits(source.read(name, dtype))):

@@ -16,7 +16,7 @@ from secateur.pruning.allocation import Target
 from secateur.pruning.elastic.bands import SEVEN, THREE, band_of, exact, groups_of, schedule, stratified, widths
 from secateur.pruning.elastic.chain import Chain, gradients, masked_sum, new_chain
 from secateur.pruning.elastic.linear import ElasticLinear, weights_at
-from secateur.pruning.elastic.mixer import Placed, mix, mixing_rates
+from secateur.pruning.elastic.mixer import mix, mixing_rates
 from secateur.pruning.elastic.nested import kept_bits, removal_ranks
 from secateur.pruning.elastic.reconstruction import Sample, Trained, Training, reconstruct, without_chain
 from secateur.pruning.elastic.safeguard import BASE_FROZEN, LOW_BAND_OFF, RATE, error_at, guarded
@@ -24,6 +24,7 @@ from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import Linear
 from secateur.pruning.masks import lowest_per_row, removal_mask
 from secateur.pruning.methods.wanda import WandaMethod, wanda_scores
+from secateur.pruning.placed import Placed
 from secateur.pruning.streaming import MicroBatch
 from secateur.recipes import Band, Epts, Wanda
 

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from secateur.problems import ProblemError
-from secateur.pruning.blocks import turned
 from secateur.pruning.checkpoint import Checkpoint, open_shard, sha256_of, write_shard
 from secateur.pruning.elastic.bands import widths
 from secateur.pruning.elastic.chain import Chain
@@ -26,6 +25,7 @@ from secateur.pruning.elastic.linear import ElasticLinear, Linears
 from secateur.pruning.families import Family
 from secateur.pruning.headers import FLOATS, MAX_CONFIG_BYTES, ModelHeaders, parse_object, refuse_above
 from secateur.pruning.linears import Linear
+from secateur.pruning.placed import turned
 from secateur.pruning.resume import Attempt
 from secateur.recipes import Band
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.allocation import Target, allocate, blocks_of
-from secateur.pruning.blocks import turned
 from secateur.pruning.checkpoint import Checkpoint, write_shard
 from secateur.pruning.elastic.artifact import Elastic
 from secateur.pruning.elastic.linear import ElasticLinear
@@ -18,6 +17,7 @@ from secateur.pruning.facts import BlockFacts, LinearFacts
 from secateur.pruning.linears import Linear
 from secateur.pruning.methods import lost_share
 from secateur.pruning.outliers import percentage_above
+from secateur.pruning.placed import turned
 from secateur.pruning.resume import Attempt
 from secateur.pruning.spectra import block_exponents
 from secateur.recipes import Band, OWLAllocation, Sparsity, UniformAllocation

@@ -11,9 +11,9 @@ from torch import nn
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.elastic.artifact import Elastic
 from secateur.pruning.elastic.linear import weights_at
-from secateur.pruning.elastic.mixer import wearing
 from secateur.pruning.families import Family
 from secateur.pruning.linears import linears_of
+from secateur.pruning.placed import wearing
 from secateur.pruning.streaming import StreamedModel
 
 

@@ -15,9 +15,9 @@ from secateur.problems import ProblemError
 from secateur.pruning.elastic.bands import bands_of, schedule, widths
 from secateur.pruning.elastic.chain import Chain, gradients, masked_sum, new_chain
 from secateur.pruning.elastic.linear import ElasticLinear, Linears
-from secateur.pruning.elastic.mixer import Placed, wearing
 from secateur.pruning.elastic.nested import kept_bits, removal_ranks
 from secateur.pruning.methods import BITS
+from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
 from secateur.recipes import Epts
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from secateur.pruning.elastic.linear import ElasticLinear, Linears, weights_at
-from secateur.pruning.elastic.mixer import Placed
 from secateur.pruning.elastic.reconstruction import Trained
+from secateur.pruning.placed import Placed
 from secateur.pruning.streaming import MicroBatch
 from secateur.recipes import Band
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
-from secateur.pruning.blocks import best_device, turned
+from secateur.pruning.blocks import best_device
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
 from secateur.pruning.elastic import safeguard
 from secateur.pruning.elastic.artifact import linears_in, tensors_of
 from secateur.pruning.elastic.bands import bands_of, streams_of
 from secateur.pruning.elastic.linear import ElasticLinear, Linears
-from secateur.pruning.elastic.mixer import Placed, mix, mixing_rates
+from secateur.pruning.elastic.mixer import mix, mixing_rates
 from secateur.pruning.elastic.reconstruction import Sample, Trained, reconstruct, without_chain
 from secateur.pruning.elastic.safeguard import Guarded, error_at, guarded
 from secateur.pruning.events import Narrator
@@ -28,6 +28,7 @@ from secateur.pruning.facts import BlockFacts, BlockTraining
 from secateur.pruning.families import Family
 from secateur.pruning.linears import linears_of
 from secateur.pruning.memory import give_back
+from secateur.pruning.placed import Placed, turned
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense
 from secateur.pruning.statistics import Glimpse, glimpse, observe, observer

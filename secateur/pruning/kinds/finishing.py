@@ -49,7 +49,8 @@ def finish(
     perplexities, measured = _evaluate(job, evaluation) if evaluation else (None, None)
     job.narrator.stage("packaging")
     removed = {linear.name: linear.removed for block in attempt.finished for linear in block.linears}
-    facts = verify(job.output, job.source, job.family, removed, job.recipe)
+    folded = [name for block in attempt.finished if block.induction for name in block.induction.folded]
+    facts = verify(job.output, job.source, job.family, removed, job.recipe, folded=folded)
     document = report.compression_report(
         job.recipe, job.source.sha256, facts, blocks=attempt.finished, calibration=calibration, perplexity=perplexities
     )

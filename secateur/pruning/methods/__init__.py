@@ -49,6 +49,20 @@ class Method(Protocol):
         """
 
 
+class ScoreMethod(Method, Protocol):
+    """A method that weights go by the scores of, which can be multiplied."""
+
+    def prune(
+        self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Any, emphasis: Tensor | None = None
+    ) -> list[Pruned]:
+        """As `Method.prune`, with all scores of an input multiplied by its `emphasis`, (in_features,), if there is one."""
+
+
+def emphasised(scores: Tensor, emphasis: Tensor | None) -> Tensor:
+    """`scores`, (out_features, in_features), times `emphasis`, (in_features,), if there is any."""
+    return scores if emphasis is None else scores * emphasis
+
+
 def without(weight: Tensor, removed: Tensor) -> Tensor:
     """`weight` with +0.0 where `removed`, and no -0.0 anywhere. All (out_features, in_features).
 

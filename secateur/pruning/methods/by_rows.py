@@ -11,7 +11,7 @@ from torch import Tensor
 from secateur.pruning.allocation import Target
 from secateur.pruning.lanes import lanes
 from secateur.pruning.masks import removal_mask_of_rows, removed_per_row
-from secateur.pruning.methods import Pruned, without
+from secateur.pruning.methods import Pruned, emphasised, without
 
 ELEMENTS_IN_CACHE = 1 << 17  # of scores, beside what they are made of and what is made of them
 
@@ -33,19 +33,24 @@ class _Done:
 
 
 def pruned_by_rows(
-    weights: Sequence[Tensor], targets: Sequence[Target], score: Callable[[Tensor], Tensor], error_measure: str
+    weights: Sequence[Tensor],
+    targets: Sequence[Target],
+    score: Callable[[Tensor], Tensor],
+    error_measure: str,
+    emphasis: Tensor | None = None,
 ) -> list[Pruned]:
     """Remove from each row of `weights`, (out_features, in_features) each, what scores lowest.
 
     `score` is given some rows of a weight and returns a new float32 tensor of their shape, whose squares add up to the
-    error. The parts are shared among the cores.
+    error. `emphasis`: what scores are multiplied by before they are compared, (in_features,), but not in the error. The
+    parts are shared among the cores.
     """
     parts = [list(_parts(weight, target)) for weight, target in zip(weights, targets, strict=True)]
 
     def prune(part: tuple[_Rows, Target]) -> _Done:
         rows, target = part
         scores = score(rows.weight)
-        removed = removal_mask_of_rows(scores, rows.count, target.group)
+        removed = removal_mask_of_rows(emphasised(scores, emphasis), rows.count, target.group)
         whole = float(torch.dot(scores.flatten(), scores.flatten()))
         lost = scores.mul_(removed).flatten()  # (rows * in_features,)
         return _Done(without(rows.weight, removed), removed, float(torch.dot(lost, lost)), whole)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
-from secateur.pruning.methods import Pruned, lost_share, without
+from secateur.pruning.methods import Pruned, emphasised, lost_share, without
 from secateur.pruning.methods.wanda import wanda_scores
 from secateur.pruning.statistics import Statistics
 from secateur.recipes import RIA
@@ -43,11 +43,13 @@ class RIAMethod:
         assert statistics is not None, "the registry says that RIA observes norms"  # noqa: S101 - for the type checker
         return statistics.squares.sqrt()
 
-    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Tensor) -> list[Pruned]:
-        return [self._prune(weight, target, prepared) for weight, target in zip(weights, targets, strict=True)]
+    def prune(
+        self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Tensor, emphasis: Tensor | None = None
+    ) -> list[Pruned]:
+        return [self._prune(weight, target, prepared, emphasis) for weight, target in zip(weights, targets, strict=True)]
 
-    def _prune(self, weight: Tensor, target: Target, norms: Tensor) -> Pruned:
+    def _prune(self, weight: Tensor, target: Target, norms: Tensor, emphasis: Tensor | None) -> Pruned:
         scores = ria_scores(weight, norms, self._parameters.power)
-        removed = removal_mask(scores, target, self._parameters.comparison)
+        removed = removal_mask(emphasised(scores, emphasis), target, self._parameters.comparison)
         lost = lost_share(wanda_scores(weight, norms), removed)
         return Pruned(without(weight, removed), removed, lost, "diagonal")

@@ -37,12 +37,19 @@ class Swept:
     error: float
 
 
-def sparsegpt(weights: Sequence[Tensor], targets: Sequence[Target], factor: Factor, block_size: int) -> list[Swept]:
+def sparsegpt(
+    weights: Sequence[Tensor],
+    targets: Sequence[Target],
+    factor: Factor,
+    block_size: int,
+    emphasis: Tensor | None = None,
+) -> list[Swept]:
     """Prune linears with the same input, (out_features, in_features) each, in one sweep.
 
     Unstructured: in each block of `block_size` columns the lowest W^2 / U_jj^2 of all rows of a linear together are removed,
     so many that after each block floor(columns so far x rows x fraction) are. N:M: M - N of each group of columns, chosen
-    when the sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M.
+    when the sweep reaches it. `block_size` is rounded down to a multiple of M, but not below M. With `emphasis`,
+    (in_features,), saliencies are those of weights times it: what is removed depends on it, how it is made up for does not.
     """
     group, rows = targets[0].group, [len(weight) for weight in weights]
     block_size = max(group[1], block_size // group[1] * group[1]) if group else block_size
@@ -50,18 +57,19 @@ def sparsegpt(weights: Sequence[Tensor], targets: Sequence[Target], factor: Fact
     before[factor.dead] = 0.0
     work, removed = before.clone(), torch.zeros_like(before, dtype=torch.bool)
     scales = factor.upper.diagonal().unsqueeze(1)  # (in_features, 1)
+    judged = scales if emphasis is None else scales / emphasis.unsqueeze(1)  # what a weight is divided by to be judged
     losses = torch.zeros(before.shape[1], dtype=torch.float64, device=before.device)  # (all out_features,)
     for start in range(0, len(work), block_size):
         end = min(start + block_size, len(work))
         if group is None:
-            saliency = (work[start:end] / scales[start:end]).square()  # (block, all out_features)
+            saliency = (work[start:end] / judged[start:end]).square()  # (block, all out_features)
             parts, choices = torch.split(saliency, rows, 1), torch.split(removed[start:end], rows, 1)
             for part, chosen, target in zip(parts, choices, targets, strict=True):
                 budget = target.count(end * part.shape[1]) - target.count(start * part.shape[1])
                 chosen.copy_(lowest_per_layer(part.T, budget).T)  # (block, out_features)
         # what removing a weight does to those to its right, for an error of one
         steps = factor.upper[start:end, start:] / scales[start:end]  # (block, in_features - start)
-        errors = _sweep_block(work[start:end], removed[start:end], steps[:, : end - start], scales[start:end], group)
+        errors = _sweep_block(work[start:end], removed[start:end], steps[:, : end - start], judged[start:end], group)
         work[end:].addmm_(steps[:, end - start :].T, errors, alpha=-1.0)
         losses += (errors / scales[start:end]).square().sum(dim=0)
     shares = _relative_errors(weights, before, work, losses, factor)
@@ -71,10 +79,10 @@ def sparsegpt(weights: Sequence[Tensor], targets: Sequence[Target], factor: Fact
     ]
 
 
-def _sweep_block(work: Tensor, removed: Tensor, steps: Tensor, scales: Tensor, group: tuple[int, int] | None) -> Tensor:
+def _sweep_block(work: Tensor, removed: Tensor, steps: Tensor, judged: Tensor, group: tuple[int, int] | None) -> Tensor:
     """Remove and update inside a block, in place; what was removed is returned: later columns have to make up for it.
 
-    `work`, `removed` and the result: (block, out_features); `steps`: (block, block); `scales`: (block, 1).
+    `work`, `removed` and the result: (block, out_features); `steps`: (block, block); `judged`: (block, 1).
     """
     columns = len(work)
     tile = max(group[1], TILE // group[1] * group[1]) if group else TILE
@@ -88,7 +96,7 @@ def _sweep_block(work: Tensor, removed: Tensor, steps: Tensor, scales: Tensor, g
             last = min(first + together, end)
             w[first:last] -= s[first:last, start:first] @ e[start:first]  # (together, out_features)
             if group:
-                saliency = (work[first:last] / scales[first:last]).square()  # (group, out_features)
+                saliency = (work[first:last] / judged[first:last]).square()  # (group, out_features)
                 removed[first:last] = n_of_m(saliency.T, *group).T
             for j in range(first, last):
                 w[j] -= s[j, first:j] @ e[first:j]
@@ -131,8 +139,10 @@ class SparseGPTMethod:
         assert isinstance(statistics, Gram), "the registry says that SparseGPT observes the Gram"  # noqa: S101 - for the type checker
         return inverse_factor(statistics.total, self._parameters.damping)
 
-    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Factor) -> list[Pruned]:
-        swept = sparsegpt(weights, targets, prepared, self._parameters.block_size)
+    def prune(
+        self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Factor, emphasis: Tensor | None = None
+    ) -> list[Pruned]:
+        swept = sparsegpt(weights, targets, prepared, self._parameters.block_size, emphasis)
         return [
             Pruned(without(done.weight.to(weight.dtype), done.removed), done.removed, done.error, "gram", prepared.fallbacks)
             for weight, done in zip(weights, swept, strict=True)

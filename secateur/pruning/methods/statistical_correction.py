@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
-from secateur.pruning.methods import Pruned, lost_share, without
+from secateur.pruning.methods import Pruned, emphasised, lost_share, without
 from secateur.pruning.methods.wanda import wanda_scores
 from secateur.pruning.statistics import InputMoments, Statistics
 from secateur.recipes import StatisticalCorrection
@@ -41,13 +41,19 @@ class StatisticalCorrectionMethod:
         norms = statistics.squares.sqrt()
         return norms, statistics.variance.pow(0.25) if isinstance(statistics, InputMoments) else norms
 
-    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: tuple[Tensor, Tensor]) -> list[Pruned]:
-        return [self._prune(weight, target, *prepared) for weight, target in zip(weights, targets, strict=True)]
+    def prune(
+        self,
+        weights: Sequence[Tensor],
+        targets: Sequence[Target],
+        prepared: tuple[Tensor, Tensor],
+        emphasis: Tensor | None = None,
+    ) -> list[Pruned]:
+        return [self._prune(weight, target, *prepared, emphasis) for weight, target in zip(weights, targets, strict=True)]
 
-    def _prune(self, weight: Tensor, target: Target, norms: Tensor, statistic: Tensor) -> Pruned:
+    def _prune(self, weight: Tensor, target: Target, norms: Tensor, statistic: Tensor, emphasis: Tensor | None) -> Pruned:
         lost = wanda_scores(weight, norms)
         scores = lost if statistic is norms else wanda_scores(weight, statistic)
         if self._alpha:
             scores = scores * column_factors(weight, self._alpha, self._epsilon)
-        removed = removal_mask(scores, target, self._comparison)
+        removed = removal_mask(emphasised(scores, emphasis), target, self._comparison)
         return Pruned(without(weight, removed), removed, lost_share(lost, removed), "diagonal")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
-from secateur.pruning.methods import Pruned, lost_share, without
+from secateur.pruning.methods import Pruned, emphasised, lost_share, without
 from secateur.pruning.methods.by_rows import pruned_by_rows
 from secateur.pruning.statistics import Statistics
 from secateur.recipes import Wanda
@@ -32,12 +32,14 @@ class WandaMethod:
         assert statistics is not None, "the registry says that Wanda observes norms"  # noqa: S101 - for the type checker
         return statistics.squares.sqrt()
 
-    def prune(self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Tensor) -> list[Pruned]:
+    def prune(
+        self, weights: Sequence[Tensor], targets: Sequence[Target], prepared: Tensor, emphasis: Tensor | None = None
+    ) -> list[Pruned]:
         if self._comparison == "row":
-            return pruned_by_rows(weights, targets, lambda rows: wanda_scores(rows, prepared), "diagonal")
-        return [self._prune(weight, target, prepared) for weight, target in zip(weights, targets, strict=True)]
+            return pruned_by_rows(weights, targets, lambda rows: wanda_scores(rows, prepared), "diagonal", emphasis)
+        return [self._prune(weight, target, prepared, emphasis) for weight, target in zip(weights, targets, strict=True)]
 
-    def _prune(self, weight: Tensor, target: Target, norms: Tensor) -> Pruned:
+    def _prune(self, weight: Tensor, target: Target, norms: Tensor, emphasis: Tensor | None) -> Pruned:
         scores = wanda_scores(weight, norms)
-        removed = removal_mask(scores, target, "layer")
+        removed = removal_mask(emphasised(scores, emphasis), target, "layer")
         return Pruned(without(weight, removed), removed, lost_share(scores, removed), "diagonal")
