@@ -142,13 +142,15 @@ class SparsityInduction(_Part):
         description="Where scales begin: `data`, (median - mean)^2 of each input (the paper's equation 5, floored); `rms`, "
         "its root mean square; `one`. By default `rms` before Magnitude and `one` before other methods.",
     )
-    learning_rate: float = Field(default=0.05, gt=0, le=1, description="Adam's, of the scales' logarithms (ours).")
-    sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (the paper's 1).")
+    learning_rate: float = Field(default=0.03, gt=0, le=1, description="Adam's, of the scales' logarithms (ours).")
     refresh_every: int = Field(
-        default=4, ge=1, le=1000, description="Steps after which masks are made anew of the scales as they are (ours)."
+        default=4,
+        ge=1,
+        le=1000,
+        description="Steps, each of a sequence, after which masks are made anew of the scales as they are (ours).",
     )
     temperature: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
-        default=(0.25, 0.1),
+        default=(0.12, 0.08),
         description="Width of the sigmoid that stands for the mask in the gradient, in units of a score's logarithm: at "
         "first and at last (ours).",
     )

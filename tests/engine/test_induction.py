@@ -248,7 +248,7 @@ def test_every_method_prunes_what_was_induced(llama: Path, tmp_path: Path, metho
 
 def test_training_lowers_the_error_on_what_it_has_not_seen(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(layers=2)
-    method = {"name": "wanda", "induction": INDUCTION | {"epochs": 3, "learning_rate": 0.02, "sequences_per_step": 1}}
+    method = {"name": "wanda", "induction": INDUCTION | {"epochs": 3, "learning_rate": 0.02}}
     wanted = recipe(method, "2:4", calibration={"samples": 40, "sequence_length": 32})
     blocks = prune(wanted, model, tmp_path).report["blocks"]
     for block in blocks:
@@ -257,7 +257,7 @@ def test_training_lowers_the_error_on_what_it_has_not_seen(make_model: MakeModel
 
 
 def test_a_block_that_training_harms_stays_as_it_is(llama: Path, tmp_path: Path) -> None:
-    harmful = {"learning_rate": 1.0, "epochs": 5, "sequences_per_step": 1}
+    harmful = {"learning_rate": 1.0, "epochs": 5}
     guarded = prune(induced(**harmful), llama, tmp_path / "guarded").report["blocks"]
     left = [block for block in guarded if block["induction"]["choice"]["chosen"] == "one"]
     assert left

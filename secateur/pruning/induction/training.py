@@ -61,16 +61,22 @@ class Training:
         self._of_spectral: list[Tensor] = [torch.zeros_like(theta) for theta in self.thetas]
 
     def run(self, samples: Sequence[Sample], generator: torch.Generator) -> None:
-        """All epochs over the `samples`. Scores follow the scales without a forward: logarithms are added."""
-        wanted = self._wanted
-        order = [i for _ in range(wanted.epochs) for i in torch.randperm(len(samples), generator=generator).tolist()]
-        steps = range(0, len(order), wanted.sequences_per_step)
-        for step, start in enumerate(steps):
-            if step % wanted.refresh_every == 0:
-                self.refresh(step / len(steps))
-            self.step([samples[i] for i in order[start : start + wanted.sequences_per_step]])
+        """All epochs over the `samples`, a step for each. Scores follow the scales without a forward: logarithms are added.
 
-    def refresh(self, progress: float) -> None:
+        The steps between two refreshes have the same masks: their gradients do not depend on one another, and the lanes
+        share them.
+        """
+        epochs, window = self._wanted.epochs, self._wanted.refresh_every
+        order = [i for _ in range(epochs) for i in torch.randperm(len(samples), generator=generator).tolist()]
+        for start in range(0, len(order), window):
+            self._refresh(start / len(order))
+            masked = {name: each.masked.requires_grad_() for name, each in self._relaxed.items()}
+            with wearing(self._placed.block, self._placed.linears, masked):
+                found = self._placed.lanes.map(self._gradients, [samples[i] for i in order[start : start + window]])
+            for each in found:
+                self._step(each)
+
+    def _refresh(self, progress: float) -> None:
         """Make masks and slopes of the scales as they are now. `progress`: from 0 to 1, by which the mask hardens."""
         first, last = self._wanted.temperature
         tau = first + (last - first) * progress
@@ -84,16 +90,12 @@ class Training:
         if self._spectral:
             _, self._of_spectral = self._spectral.gradients(self.thetas)
 
-    def step(self, samples: Sequence[Sample]) -> None:
-        """One step of Adam; the scales' geometric means are one afterwards."""
-        masked = {name: each.masked.requires_grad_() for name, each in self._relaxed.items()}
-        with wearing(self._placed.block, self._placed.linears, masked):
-            parts = self._placed.lanes.map(self._gradients, samples)
+    def _step(self, gradients: Mapping[str, Tensor]) -> None:
+        """One step of Adam; the scales' geometric means are one afterwards. `gradients`: see `_gradients`."""
         for place, scale in enumerate(self._scales):
             total = self._of_spectral[place].clone()
-            for part in parts:
-                for name in scale.linears:
-                    total += scale.gathered(part[name], name) / len(samples)
+            for name in scale.linears:
+                total += scale.gathered(gradients[name], name)
             self.thetas[place].grad = total
         self._optimiser.step()
         for scale, theta in zip(self._scales, self.thetas, strict=True):
