@@ -150,7 +150,7 @@ class SparsityInduction(_Part):
         description="Steps, each of a sequence, after which masks are made anew of the scales as they are (ours).",
     )
     temperature: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
-        default=(0.12, 0.08),
+        default=(0.1, 0.05),
         description="Width of the sigmoid that stands for the mask in the gradient, in units of a score's logarithm: at "
         "first and at last (ours).",
     )

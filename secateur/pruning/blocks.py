@@ -157,7 +157,8 @@ class _BlockPruner:
         names = self._names_in_block()
         self._changed |= {names[inside]: tensor for inside, tensor in induced.folded.items()}
         folded = tuple(sorted(self._changed.keys() - {linear.name for linear in linears}))
-        refused = {refusal.kind: refusal.reason for refusal in inducer.pairs[placed.index].refused} if inducer.pairs else {}
+        refusals = inducer.pairs[placed.index].refused if inducer.pairs else ()
+        refused: dict[str, str] = {refusal.kind: refusal.reason for refusal in refusals}
         self.facts.induction = Induction(induced.choice, folded, refused)
 
     def _names_in_block(self) -> dict[str, str]:

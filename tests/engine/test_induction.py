@@ -257,7 +257,7 @@ def test_training_lowers_the_error_on_what_it_has_not_seen(make_model: MakeModel
 
 
 def test_a_block_that_training_harms_stays_as_it_is(llama: Path, tmp_path: Path) -> None:
-    harmful = {"learning_rate": 1.0, "epochs": 5}
+    harmful: dict[str, Any] = {"learning_rate": 1.0, "epochs": 5}
     guarded = prune(induced(**harmful), llama, tmp_path / "guarded").report["blocks"]
     left = [block for block in guarded if block["induction"]["choice"]["chosen"] == "one"]
     assert left

@@ -41,7 +41,8 @@ def relax(weight: Tensor, scores: Tensor, shift: Tensor, target: Target, tau: fl
 
     `scores`: the logarithms, float32, as `weight` (out_features, in_features); `shift`: theta, (in_features,).
     """
-    result = Relaxed(*(torch.empty_like(weight) for _ in range(3)), target.group[1] if target.group else None)
+    masked, slope, share = (torch.empty_like(weight) for _ in range(3))
+    result = Relaxed(masked, slope, share, target.group[1] if target.group else None)
     rows = max(1, ELEMENTS_IN_CACHE // weight.shape[1])
     for start in range(0, len(weight), rows):
         part = slice(start, start + rows)
