@@ -38,6 +38,9 @@ state-machine: install ## Drive the life of jobs through 2 000 random runs on SQ
 bench-engine: install ## Time the engine beside llm-compressor on the demo model (`make demo` makes it)
 	@$(BIN)/python -m benchmarks.engine
 
+bench-elastic: install ## Cost and perplexities of an elastic model beside single-rate methods, on the demo model
+	@$(BIN)/python -m benchmarks.elastic
+
 bench-estimate: install ## Say what jobs will cost, run them on the demo model, and compare
 	@$(BIN)/python -m benchmarks.estimate
 

@@ -730,14 +730,14 @@ class Epts(_Part):
     epochs: int = Field(
         default=3, ge=1, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
     )
-    sequences_per_step: int = Field(default=1, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
+    sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
     learning_rate: float = Field(
         default=1e-2, ge=0, le=1, description="Adam's for the low-rank pairs, falling to 0 as a cosine (the authors': 1e-3)."
     )
     train_base: bool = Field(
         default=True, description="Ours: train the weights themselves too; masks follow them. The paper's way is false."
     )
-    base_learning_rate: float = Field(default=5e-4, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
+    base_learning_rate: float = Field(default=7e-4, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
     streams: Literal["mixed", "groups"] = Field(
         default="groups",
         description="What the next block is trained on: outputs at rates of all bands, mixed (`mixed`, the paper's); or "

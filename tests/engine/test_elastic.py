@@ -194,7 +194,7 @@ def test_training_computes_what_is_materialised() -> None:
         for name, linear in linears.items():
             kept = kept_bits(removal_ranks(linear.importance()), int(linear.weight.shape[1] * rate), torch.int32)
             unmerged[name] = masked_sum(linear.weight, linear.chain, linear.width(SEVEN, exact(rate)), kept)
-        merged = weights_at(linears, SEVEN, rate)
+        merged = weights_at(linears, SEVEN, rate, LANES)
         first, second = (output_with(block, given_batches[0], weights) for weights in (unmerged, merged))
         assert ((first - second).abs().max() / second.abs().max()) <= 1e-5
         for name, linear in linears.items():
@@ -260,7 +260,7 @@ def test_the_mixed_stream_is_the_weighted_sum_of_the_bands_outputs() -> None:
     given_batches = batches(block, 2)
     linears = with_chain(dense_linears(block, given_batches))
     rates = mixing_rates(SEVEN, torch.Generator().manual_seed(3))
-    outputs = [output_with(block, given_batches[1], weights_at(linears, SEVEN, rate)) for rate in rates]
+    outputs = [output_with(block, given_batches[1], weights_at(linears, SEVEN, rate, LANES)) for rate in rates]
     expected = sum(band.weight * output for band, output in zip(SEVEN, outputs, strict=True))
     torch.testing.assert_close(
         mix(placed_in_lanes(block), linears, SEVEN, dict(enumerate(rates)), given_batches)[1], expected
@@ -319,4 +319,4 @@ def test_weights_whose_training_harms_the_low_rate_are_frozen_and_told() -> None
     done = guarded(train, dense, lambda linears: error_at(placed, linears, SEVEN, RATE, given), train_base=True)
     assert asked == [True, False]
     assert BASE_FROZEN in done.fallbacks
-    assert done.errors["base"] > done.errors["masked"]
+    assert done.errors["base_trained"] > done.errors["masked"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.pruning.allocation import Target
 from secateur.pruning.elastic.bands import band_of, exact, widths
 from secateur.pruning.elastic.chain import Chain
+from secateur.pruning.lanes import Lanes
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import without
 from secateur.pruning.methods.wanda import wanda_scores
@@ -59,6 +60,7 @@ class ElasticLinear:
 Linears = Mapping[str, ElasticLinear]
 
 
-def weights_at(linears: Linears, bands: Sequence[Band], rate: float) -> dict[str, Tensor]:
-    """The weights of a block's linears at a rate, by their names below the block."""
-    return {name: linear.at(bands, exact(rate)) for name, linear in linears.items()}
+def weights_at(linears: Linears, bands: Sequence[Band], rate: float, lanes: Lanes) -> dict[str, Tensor]:
+    """The weights of a block's linears at a rate, by their names below the block; linears side by side."""
+    made = lanes.map(lambda linear: linear.at(bands, exact(rate)), list(linears.values()))
+    return dict(zip(linears, made, strict=True))

@@ -27,7 +27,7 @@ def mix(
     sums = [torch.zeros_like(batch.hidden, dtype=torch.float32) for batch in batches]
     whole = sum(bands[band].weight for band in rates)
     for band, rate in rates.items():
-        outputs = placed.outputs(weights_at(linears, bands, rate), batches)
+        outputs = placed.outputs(weights_at(linears, bands, rate, placed.lanes), batches)
         for total, output in zip(sums, outputs, strict=True):
             total.add_(output, alpha=bands[band].weight / whole)
     return [total.to(batch.hidden.dtype) for total, batch in zip(sums, batches, strict=True)]

@@ -39,6 +39,6 @@ class RatedModel(StreamedModel):
         with super().block(index, written) as block:
             linears = self._linears[index]
             made = self._elastic.linears(self._checkpoint, linears, index, self._dtype)
-            weights = weights_at(made, self._elastic.header.bands, self._rate)
+            weights = weights_at(made, self._elastic.header.bands, self._rate, self.lanes)
             with wearing(block, linears, {name: weight.to(self.device) for name, weight in weights.items()}):
                 yield block

@@ -4,9 +4,10 @@ rate, gives what the dense block gives."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
 from secateur.recipes import Epts
 
-RENEWALS = 8  # how often, while a block's weights are trained, its masks are made anew
+RENEWALS = 4  # how often, while a block's weights are trained, its masks are made anew
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +85,25 @@ class Training:
         self._widths = widths(self.bands)
         self.chains = {name: self._new_chain(linear, generator) for name, linear in dense.items()}
         self._weights = {name: linear.weight for name, linear in dense.items()}
-        self._ranks = {name: removal_ranks(linear.importance()) for name, linear in dense.items()}
-        pairs = [part for chain in self.chains.values() for part in (chain.up, chain.down)]
-        groups = [{"params": pairs, "lr": method.learning_rate}]
         self._masters: dict[str, Tensor] = {}
         if method.train_base:
             self._masters = {name: weight.to(torch.float32, copy=True) for name, weight in self._weights.items()}
             self._weights = {name: weight.clone() for name, weight in self._weights.items()}
-            groups.append({"params": list(self._masters.values()), "lr": method.base_learning_rate})
-        self._optimiser = torch.optim.Adam(groups, fused=True)
-        self._rates = [float(group["lr"]) for group in self._optimiser.param_groups]
+        self._ranks: dict[str, Tensor] = {}
+        self.renew_masks()
+        self._optimisers = {name: self._optimiser(name) for name in dense}
         self._errors: list[list[Tensor]] = [[] for _ in self.bands]
+
+    def _optimiser(self, name: str) -> torch.optim.Adam:
+        """Of one linear, so that linears are updated side by side."""
+        pair = {"params": [self.chains[name].up, self.chains[name].down], "lr": self._method.learning_rate}
+        if name not in self._masters:
+            return torch.optim.Adam([pair], fused=True)
+        return torch.optim.Adam([pair, {"params": [self._masters[name]], "lr": self._method.base_learning_rate}], fused=True)
+
+    def _each(self, work: Callable[[str], T]) -> dict[str, T]:
+        """`work` of every linear's name, linears side by side."""
+        return dict(zip(self._dense, self._placed.lanes.map(work, list(self._dense)), strict=True))
 
     def _new_chain(self, linear: ElasticLinear, generator: torch.Generator) -> Chain:
         fresh = new_chain((linear.weight.shape[0], linear.weight.shape[1]), self._widths[-1], generator)
@@ -105,18 +117,15 @@ class Training:
         """
         wanted = [sample.target.float() for sample in samples]
         for position, (band, rate) in enumerate(pairs):
-            kept = {name: self._kept(name, rate) for name in self._weights}
-            weights = {
-                name: masked_sum(weight, self.chains[name], self._widths[band], kept[name]).requires_grad_()
-                for name, weight in self._weights.items()
-            }
+            kept = self._each(partial(self._kept, rate=rate))
+            weights = self._each(partial(self._masked, kept=kept, width=self._widths[band]))
             with wearing(self._placed.block, self._placed.linears, weights):
                 done = self._placed.lanes.map(
                     partial(_backward, self._placed, list(weights.values())),
                     [(sample.streams[band], aim) for sample, aim in zip(samples, wanted, strict=True)],
                 )
-            for name, parts in zip(weights, zip(*(each.gradients for each in done), strict=True), strict=True):
-                self._add(name, sum(parts[1:], start=parts[0]), self._widths[band], kept[name])
+            parts = dict(zip(weights, zip(*(each.gradients for each in done), strict=True), strict=True))
+            self._each(partial(self._add, parts=parts, kept=kept, width=self._widths[band]))
             for sample, each in zip(samples, done, strict=True):
                 dense = sample.target.float()
                 self._errors[band].append((each.output - dense).square().sum() / dense.square().sum())
@@ -129,10 +138,14 @@ class Training:
         weight = self._weights[name]
         return kept_bits(self._ranks[name], int(weight.shape[1] * rate), BITS[weight.element_size()])
 
-    def _add(self, name: str, gradient: Tensor, width: int, kept: Tensor) -> None:
-        """Add to the gradients of a linear's chain and master: `gradient` is that by its weight at a rate."""
+    def _masked(self, name: str, *, kept: Mapping[str, Tensor], width: int) -> Tensor:
+        return masked_sum(self._weights[name], self.chains[name], width, kept[name]).requires_grad_()
+
+    def _add(self, name: str, *, parts: Mapping[str, Sequence[Tensor]], kept: Mapping[str, Tensor], width: int) -> None:
+        """Add to the gradients of a linear's chain and master. `parts`: those by its weight at a rate, of each sample."""
+        first, *others = parts[name]
         chain = self.chains[name]
-        of_weight, of_chain = gradients(gradient, chain, width, kept)
+        of_weight, of_chain = gradients(sum(others, start=first), chain, width, kept[name])
         _gradient_of(chain.up)[:, :width] += of_chain.up
         _gradient_of(chain.down)[:width] += of_chain.down
         if name in self._masters:
@@ -141,16 +154,20 @@ class Training:
 
     def update(self, factor: float) -> None:
         """One step of Adam at `factor` times the learning rates; gradients are gone afterwards."""
-        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+        self._each(partial(self._update, factor=factor))
+
+    def _update(self, name: str, *, factor: float) -> None:
+        rates = (self._method.learning_rate, self._method.base_learning_rate)
+        for group, rate in zip(self._optimisers[name].param_groups, rates, strict=False):
             group["lr"] = rate * factor
-        self._optimiser.step()
-        self._optimiser.zero_grad()
-        for name, master in self._masters.items():
-            self._weights[name].copy_(master)
+        self._optimisers[name].step()
+        self._optimisers[name].zero_grad()
+        if name in self._masters:
+            self._weights[name].copy_(self._masters[name])
 
     def renew_masks(self) -> None:
         """Make the masks of what the weights are now."""
-        self._ranks = {name: removal_ranks(self._linear(name).importance()) for name in self._dense}
+        self._ranks = self._each(lambda name: removal_ranks(self._linear(name).importance()))
 
     def _linear(self, name: str) -> ElasticLinear:
         return replace(self._dense[name], weight=self._weights[name])

@@ -45,17 +45,21 @@ def guarded(
     lowest band's pair makes it no better, that band goes without (the authors' safeguard).
     """
     fallbacks: tuple[str, ...] = ()
-    errors = {"masked": error(dense)}
-    trained = train(train_base)
-    if train_base:
-        errors["base"] = min(error(trained.linears), error(_low_band_off(trained.linears)))
-        if errors["base"] > TOLERANCE * errors["masked"]:
-            trained, fallbacks = train(False), (BASE_FROZEN,)
-    errors["pair"], errors["no_pair"] = error(trained.linears), error(_low_band_off(trained.linears))
+    masked, trained = error(dense), train(train_base)
+    errors = {"masked": masked} | _compared(trained.linears, error)
+    if train_base and min(errors["pair"], errors["no_pair"]) > TOLERANCE * masked:
+        refused = min(errors["pair"], errors["no_pair"])
+        trained, fallbacks = train(False), (BASE_FROZEN,)
+        errors = {"masked": masked, "base_trained": refused} | _compared(trained.linears, error)
     linears = trained.linears
     if errors["pair"] >= errors["no_pair"]:
         linears, fallbacks = _low_band_off(linears), (*fallbacks, LOW_BAND_OFF)
     return Guarded(linears, trained.errors, errors, fallbacks)
+
+
+def _compared(linears: Linears, error: Callable[[Linears], float]) -> dict[str, float]:
+    """The errors with the lowest band's pair and without it."""
+    return {"pair": error(linears), "no_pair": error(_low_band_off(linears))}
 
 
 def _low_band_off(linears: Linears) -> dict[str, ElasticLinear]:
@@ -67,7 +71,7 @@ def error_at(
 ) -> float:
     """Squared error of the block's output at a rate, relative to the squared targets. `given`: micro-batches, and what they
     are to give, (batch, seq, hidden) each."""
-    outputs = placed.outputs(weights_at(linears, bands, rate), [batch for batch, _ in given])
+    outputs = placed.outputs(weights_at(linears, bands, rate, placed.lanes), [batch for batch, _ in given])
     pairs = [(output.float(), target.float()) for output, (_, target) in zip(outputs, given, strict=True)]
     lost = sum(float((output - target).square().sum()) for output, target in pairs)
     whole = sum(float(target.square().sum()) for _, target in pairs)
