@@ -728,7 +728,7 @@ class Epts(_Part):
         description="`seven` bands of rank 8 (the authors' code), `three` of ranks 24, 16, 16 (the paper), or a list.",
     )
     epochs: int = Field(
-        default=3, ge=1, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
+        default=2, ge=1, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
     )
     sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
     learning_rate: float = Field(
@@ -737,7 +737,7 @@ class Epts(_Part):
     train_base: bool = Field(
         default=True, description="Ours: train the weights themselves too; masks follow them. The paper's way is false."
     )
-    base_learning_rate: float = Field(default=7e-4, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
+    base_learning_rate: float = Field(default=1e-3, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
     streams: Literal["mixed", "groups"] = Field(
         default="groups",
         description="What the next block is trained on: outputs at rates of all bands, mixed (`mixed`, the paper's); or "

@@ -92,6 +92,7 @@ class Training:
         self._ranks: dict[str, Tensor] = {}
         self.renew_masks()
         self._optimisers = {name: self._optimiser(name) for name in dense}
+        self._of_weights: dict[str, Tensor] = {}  # the step's gradients so far, in the model's dtype
         self._errors: list[list[Tensor]] = [[] for _ in self.bands]
 
     def _optimiser(self, name: str) -> torch.optim.Adam:
@@ -122,13 +123,11 @@ class Training:
             with wearing(self._placed.block, self._placed.linears, weights):
                 done = self._placed.lanes.map(
                     partial(_backward, self._placed, list(weights.values())),
-                    [(sample.streams[band], aim) for sample, aim in zip(samples, wanted, strict=True)],
+                    [(sample, band, aim) for sample, aim in zip(samples, wanted, strict=True)],
                 )
             parts = dict(zip(weights, zip(*(each.gradients for each in done), strict=True), strict=True))
             self._each(partial(self._add, parts=parts, kept=kept, width=self._widths[band]))
-            for sample, each in zip(samples, done, strict=True):
-                dense = sample.target.float()
-                self._errors[band].append((each.output - dense).square().sum() / dense.square().sum())
+            self._errors[band] += [each.error for each in done]
             if position == 0:
                 # |f - t|^2 (1 - a) + |f - g|^2 a has the gradient of |f - (1 - a) t - a g|^2: one difference less.
                 share = self._method.self_distillation
@@ -149,8 +148,8 @@ class Training:
         _gradient_of(chain.up)[:, :width] += of_chain.up
         _gradient_of(chain.down)[:width] += of_chain.down
         if name in self._masters:
-            master = self._masters[name]
-            master.grad = of_weight.float() if master.grad is None else master.grad.add_(of_weight)
+            before = self._of_weights.get(name)
+            self._of_weights[name] = of_weight if before is None else before.add_(of_weight)
 
     def update(self, factor: float) -> None:
         """One step of Adam at `factor` times the learning rates; gradients are gone afterwards."""
@@ -160,6 +159,8 @@ class Training:
         rates = (self._method.learning_rate, self._method.base_learning_rate)
         for group, rate in zip(self._optimisers[name].param_groups, rates, strict=False):
             group["lr"] = rate * factor
+        if name in self._masters:
+            self._masters[name].grad = self._of_weights.pop(name).float()
         self._optimisers[name].step()
         self._optimisers[name].zero_grad()
         if name in self._masters:
@@ -199,19 +200,22 @@ def _gradient_of(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """A micro-batch's output, float32, (batch, seq, hidden), and the gradients of its loss by the block's weights."""
+    """A sample's output, float32, (batch, seq, hidden); its squared error relative to the squared target, a scalar; and the
+    gradients of its loss by the block's weights."""
 
     output: Tensor
+    error: Tensor
     gradients: tuple[Tensor, ...]
 
 
-def _backward(placed: Placed, weights: list[Tensor], given: tuple[MicroBatch, Tensor]) -> _Done:
-    """Run the block forward and back for a micro-batch and what it is to give, (batch, seq, hidden)."""
-    batch, wanted = given
+def _backward(placed: Placed, weights: list[Tensor], given: tuple[Sample, int, Tensor]) -> _Done:
+    """Run the block forward and back for a sample, as a band has it, and what that is to give, (batch, seq, hidden)."""
+    sample, band, wanted = given
     with torch.enable_grad():
-        output = run_block(placed.block, placed.index, batch).float()
+        output = run_block(placed.block, placed.index, sample.streams[band]).float()
         of_weights = torch.autograd.grad(loss(output, wanted), weights, materialize_grads=True)
-    return _Done(output.detach(), of_weights)
+    made, dense = output.detach(), sample.target.float()
+    return _Done(made, (made - dense).square().sum() / dense.square().sum(), of_weights)
 
 
 def loss(output: Tensor, target: Tensor) -> Tensor:
