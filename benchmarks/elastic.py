@@ -32,6 +32,7 @@ from secateur.recipes import Recipe, read_recipe
 
 RESULTS = ROOT / "benchmarks" / "results" / "elastic.json"
 SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+LOWER = (0.1, 0.2)  # of the elastic model alone
 BESIDE = ("wanda", "sparsegpt", "statistical_correction")
 TEXT, OTHER_TEXT, OTHER_SPARSITIES = "wikitext2-sample", "sotu-sample", (0.5, 0.6, 0.7)
 SERVED = (0.63, 0.1, 0.25, 0.33, 0.42, 0.48, 0.55, 0.68, 0.75, 0.9)
@@ -83,7 +84,7 @@ def cost(folder: Path, facts: dict[str, Any]) -> None:
 def curve(folder: Path, facts: dict[str, Any]) -> None:
     """Perplexity of the elastic model at each sparsity."""
     facts["curve"]["epts"] = {}
-    for sparsity in SPARSITIES:
+    for sparsity in (*LOWER, *SPARSITIES):
         point(folder, facts, "epts", sparsity)
 
 

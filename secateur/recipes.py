@@ -719,6 +719,9 @@ class Band(_Part):
     weight: float = Field(gt=0, le=1, description="The band's share in the inputs of the next block; all add up to 1.")
 
 
+Loss = Literal["squared", "norm"]
+
+
 class Epts(_Part):
     """Optimise an elastic model, which can be materialised at any sparsity (arXiv 2606.25285)."""
 
@@ -727,8 +730,8 @@ class Epts(_Part):
         default="seven",
         description="`seven` bands of rank 8 (the authors' code), `three` of ranks 24, 16, 16 (the paper), or a list.",
     )
-    epochs: int = Field(
-        default=2, ge=1, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
+    epochs: float = Field(
+        default=2.5, gt=0, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
     )
     sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
     learning_rate: float = Field(
@@ -737,7 +740,7 @@ class Epts(_Part):
     train_base: bool = Field(
         default=True, description="Ours: train the weights themselves too; masks follow them. The paper's way is false."
     )
-    base_learning_rate: float = Field(default=1e-3, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
+    base_learning_rate: float = Field(default=7e-4, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
     streams: Literal["mixed", "groups"] = Field(
         default="groups",
         description="What the next block is trained on: outputs at rates of all bands, mixed (`mixed`, the paper's); or "
@@ -746,6 +749,11 @@ class Epts(_Part):
     every_band: bool = Field(
         default=False,
         description="Train all bands in each step (the authors' code); otherwise one of low, of middle and of high rates.",
+    )
+    loss: Loss = Field(
+        default="norm",
+        description="A band's squared error (`squared`, the authors'), or its root (`norm`, ours), by which the small "
+        "errors of low rates count for as much as the large ones of high rates.",
     )
     self_distillation: float = Field(
         default=0.5,

@@ -279,7 +279,7 @@ def _device_bytes(recipe: Recipe, shape: Shape, observed: int, evaluated: int, l
     return int(max(pruning, evaluating))
 
 
-def _forwards_of(recipe: ElasticRecipe) -> int:
+def _forwards_of(recipe: ElasticRecipe) -> float:
     """Forwards that training an elastic model is worth: for each band of a step one forward and two back, one of the dense
     model, and one at each band's rate for the next block's inputs."""
     bands = {"seven": 7, "three": 3}.get(str(recipe.method.bands), len(recipe.method.bands))

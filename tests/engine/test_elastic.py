@@ -18,7 +18,7 @@ from secateur.pruning.elastic.chain import Chain, gradients, masked_sum, new_cha
 from secateur.pruning.elastic.linear import ElasticLinear, weights_at
 from secateur.pruning.elastic.mixer import mix, mixing_rates
 from secateur.pruning.elastic.nested import kept_bits, removal_ranks
-from secateur.pruning.elastic.reconstruction import Sample, Trained, Training, reconstruct, without_chain
+from secateur.pruning.elastic.reconstruction import Sample, Trained, Training, loss, reconstruct, without_chain
 from secateur.pruning.elastic.safeguard import BASE_FROZEN, LOW_BAND_OFF, RATE, error_at, guarded
 from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import Linear
@@ -26,7 +26,7 @@ from secateur.pruning.masks import lowest_per_row, removal_mask
 from secateur.pruning.methods.wanda import WandaMethod, wanda_scores
 from secateur.pruning.placed import Placed
 from secateur.pruning.streaming import MicroBatch
-from secateur.recipes import Band, Epts, Wanda
+from secateur.recipes import Band, Epts, Loss, Wanda
 
 LANES = lanes(torch.device("cpu"))
 RATES = [0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.9]
@@ -115,15 +115,16 @@ def test_a_band_holds_its_upper_end_and_the_last_one_all_above_it(rate: float, b
 def test_a_band_inherits_the_pairs_below_it() -> None:
     assert widths(SEVEN) == [8, 16, 24, 32, 40, 48, 56]
     assert widths(THREE) == [24, 40, 56]
-    assert groups_of(SEVEN) == [[0, 1, 2], [3, 4], [5, 6]]
+    assert groups_of(SEVEN) == [[0], [1, 2, 3], [4, 5, 6]]
     assert groups_of(THREE) == [[0], [1], [2]]
+    assert groups_of(THREE[:1]) == [[0]]
 
 
 @given(band=st.integers(0, 6), count=st.integers(1, 60), seed=st.integers(0, 1000))
 def test_rates_of_a_band_are_inside_it_one_in_each_equal_part(band: int, count: int, seed: int) -> None:
     rates = stratified(SEVEN, band, count, torch.Generator().manual_seed(seed))
     assert all(band_of(SEVEN, exact(rate)) == band for rate in rates)
-    upper, lower = SEVEN[band].upper, SEVEN[band - 1].upper if band else 0.0
+    upper, lower = SEVEN[band].upper, SEVEN[band - 1].upper if band else 0.1
     parts = sorted(min(count - 1, int((upper - rate) / (upper - lower) * count + 1e-9)) for rate in rates)
     assert parts == list(range(count))
 
@@ -131,8 +132,8 @@ def test_rates_of_a_band_are_inside_it_one_in_each_equal_part(band: int, count: 
 def test_a_step_trains_one_band_of_each_group_and_all_equally_often() -> None:
     plan = schedule(SEVEN, 60, torch.Generator().manual_seed(0), every_band=False)
     trained = [[band for band, _ in pairs] for pairs in plan]
-    assert all(low in (0, 1, 2) and middle in (3, 4) and high in (5, 6) for low, middle, high in trained)
-    assert [sum(band in bands for bands in trained) for band in range(7)] == [20, 20, 20, 30, 30, 30, 30]
+    assert all(low == 0 and middle in (1, 2, 3) and high in (4, 5, 6) for low, middle, high in trained)
+    assert [sum(band in bands for bands in trained) for band in range(7)] == [60, 20, 20, 20, 20, 20, 20]
     whole = schedule(SEVEN, 3, torch.Generator().manual_seed(0), every_band=True)
     assert [[band for band, _ in pairs] for pairs in whole] == [list(range(7))] * 3
 
@@ -220,6 +221,17 @@ def test_a_bands_gradient_reaches_its_pair_and_those_below(band: int) -> None:
         assert not down[width:].any()
         assert all(up[:, start : start + 8].any() for start in range(0, width, 8))
         assert all(down[start : start + 8].any() for start in range(0, width, 8))
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("norm", [0.0, 1.0, 1.0]), ("squared", [0.0, 1.0, 100.0])])
+def test_by_the_norm_small_errors_weigh_as_much_as_large_ones(kind: Loss, sizes: list[float]) -> None:
+    target, error, found = torch.randn(2, 5, 3), torch.randn(2, 5, 3), []
+    for scale in (0.0, 0.01, 1.0):
+        output = (target + scale * error).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(loss(output, target, kind), output)
+        found.append(gradient.norm())
+    assert [float(each / found[1]) for each in found] == pytest.approx(sizes, rel=1e-4)
 
 
 def test_the_gradient_of_a_masked_sum_is_that_of_plain_arithmetic() -> None:

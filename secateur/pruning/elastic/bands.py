@@ -21,8 +21,7 @@ THREE = tuple(
     for upper, rank, weight in ((0.50, 24, 0.3), (0.60, 16, 0.3), (0.70, 16, 0.4))
 )
 PRESETS: Mapping[str, tuple[Band, ...]] = {"seven": SEVEN, "three": THREE}
-# Low, middle and high rates, by the upper ends of the first two.
-GROUP_ENDS = (0.5, 0.6)
+LOWEST = 0.25  # the lowest band is trained from this share of its upper end on: nearer to zero there is nothing to mend
 
 
 def bands_of(method: Epts) -> tuple[Band, ...]:
@@ -46,11 +45,10 @@ def widths(bands: Sequence[Band]) -> list[int]:
 
 
 def groups_of(bands: Sequence[Band]) -> list[list[int]]:
-    """The bands of low, of middle and of high rates, as far as there are any."""
-    groups: list[list[int]] = [[], [], []]
-    for index, band in enumerate(bands):
-        groups[sum(band.upper > end for end in GROUP_ENDS)].append(index)
-    return [group for group in groups if group]
+    """The lowest band, and the lower and the upper half of the others, as far as there are any."""
+    others = list(range(1, len(bands)))
+    half = len(others) // 2
+    return [group for group in ([0], others[:half], others[half:]) if group]
 
 
 def streams_of(method: Epts) -> list[list[int]]:
@@ -60,9 +58,12 @@ def streams_of(method: Epts) -> list[list[int]]:
 
 
 def stratified(bands: Sequence[Band], band: int, count: int, generator: Generator) -> list[float]:
-    """`count` rates of a band, (lower, upper]: one drawn uniformly in each of as many equal parts, in random order."""
+    """`count` rates of a band, (lower, upper]: one drawn uniformly in each of as many equal parts, in random order.
+
+    Those of the lowest band begin at `LOWEST` of its upper end.
+    """
     upper = bands[band].upper
-    lower = bands[band - 1].upper if band else 0.0
+    lower = bands[band - 1].upper if band else LOWEST * upper
     places = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)
     rates: list[float] = (upper - (upper - lower) * places / count).tolist()
     return rates

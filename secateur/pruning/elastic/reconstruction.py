@@ -20,7 +20,7 @@ from secateur.pruning.elastic.nested import kept_bits, removal_ranks
 from secateur.pruning.methods import BITS
 from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
-from secateur.recipes import Epts
+from secateur.recipes import Epts, Loss
 
 RENEWALS = 4  # how often, while a block's weights are trained, its masks are made anew
 
@@ -65,8 +65,9 @@ def reconstruct(
     """
     training = Training(placed, dense, method, generator)
     size = min(method.sequences_per_step, len(samples))
-    order = [i for _ in range(method.epochs) for i in torch.randperm(len(samples), generator=generator).tolist()]
-    steps = len(order) // size
+    steps = max(1, int(method.epochs * len(samples)) // size)
+    passes = math.ceil(steps * size / len(samples))
+    order = [i for _ in range(passes) for i in torch.randperm(len(samples), generator=generator).tolist()]
     plan = schedule(training.bands, steps, generator, every_band=method.every_band)
     for step, pairs in enumerate(plan):
         if method.train_base and step and step % max(1, steps // RENEWALS) == 0:
@@ -118,27 +119,26 @@ class Training:
         """
         wanted = [sample.target.float() for sample in samples]
         for position, (band, rate) in enumerate(pairs):
-            kept = self._each(partial(self._kept, rate=rate))
-            weights = self._each(partial(self._masked, kept=kept, width=self._widths[band]))
+            made = self._each(partial(self._masked, rate=rate, width=self._widths[band]))
+            kept, weights = ({name: pair[part] for name, pair in made.items()} for part in (0, 1))
             with wearing(self._placed.block, self._placed.linears, weights):
                 done = self._placed.lanes.map(
-                    partial(_backward, self._placed, list(weights.values())),
+                    partial(_backward, self._placed, list(weights.values()), self._method.loss),
                     [(sample, band, aim) for sample, aim in zip(samples, wanted, strict=True)],
                 )
             parts = dict(zip(weights, zip(*(each.gradients for each in done), strict=True), strict=True))
             self._each(partial(self._add, parts=parts, kept=kept, width=self._widths[band]))
             self._errors[band] += [each.error for each in done]
             if position == 0:
-                # |f - t|^2 (1 - a) + |f - g|^2 a has the gradient of |f - (1 - a) t - a g|^2: one difference less.
+                # |f - t|^2 (1 - a) + |f - g|^2 a is |f - (1 - a) t - a g|^2 but for a constant: one difference less.
                 share = self._method.self_distillation
                 wanted = [torch.lerp(aim, each.output, share) for aim, each in zip(wanted, done, strict=True)]
 
-    def _kept(self, name: str, rate: float) -> Tensor:
+    def _masked(self, name: str, *, rate: float, width: int) -> tuple[Tensor, Tensor]:
+        """A linear's mask at a rate, in bits as `masked_sum` wants it, and its weight, of which gradients can be taken."""
         weight = self._weights[name]
-        return kept_bits(self._ranks[name], int(weight.shape[1] * rate), BITS[weight.element_size()])
-
-    def _masked(self, name: str, *, kept: Mapping[str, Tensor], width: int) -> Tensor:
-        return masked_sum(self._weights[name], self.chains[name], width, kept[name]).requires_grad_()
+        kept = kept_bits(self._ranks[name], int(weight.shape[1] * rate), BITS[weight.element_size()])
+        return kept, masked_sum(weight, self.chains[name], width, kept).requires_grad_()
 
     def _add(self, name: str, *, parts: Mapping[str, Sequence[Tensor]], kept: Mapping[str, Tensor], width: int) -> None:
         """Add to the gradients of a linear's chain and master. `parts`: those by its weight at a rate, of each sample."""
@@ -208,16 +208,18 @@ class _Done:
     gradients: tuple[Tensor, ...]
 
 
-def _backward(placed: Placed, weights: list[Tensor], given: tuple[Sample, int, Tensor]) -> _Done:
+def _backward(placed: Placed, weights: list[Tensor], kind: Loss, given: tuple[Sample, int, Tensor]) -> _Done:
     """Run the block forward and back for a sample, as a band has it, and what that is to give, (batch, seq, hidden)."""
     sample, band, wanted = given
     with torch.enable_grad():
         output = run_block(placed.block, placed.index, sample.streams[band]).float()
-        of_weights = torch.autograd.grad(loss(output, wanted), weights, materialize_grads=True)
+        of_weights = torch.autograd.grad(loss(output, wanted, kind), weights, materialize_grads=True)
     made, dense = output.detach(), sample.target.float()
     return _Done(made, (made - dense).square().sum() / dense.square().sum(), of_weights)
 
 
-def loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error summed over positions, mean over sequences and hidden features. Both (batch, seq, hidden), float32."""
-    return (output - target).square().sum(dim=1).mean()
+def loss(output: Tensor, target: Tensor, kind: Loss) -> Tensor:
+    """Squared error summed over positions, mean over sequences and hidden features; or the root of it, by which bands whose
+    errors are small count for as much as those whose errors are large. Both (batch, seq, hidden), float32."""
+    squared = (output - target).square().sum(dim=1).mean()
+    return squared if kind == "squared" else (squared + torch.finfo(squared.dtype).tiny).sqrt()

@@ -15,8 +15,6 @@ from secateur.recipes import Band
 
 RATE = 0.30
 SEQUENCES = 8  # of the calibration set, that errors are compared on
-# Trained weights may be so much worse at the low rate, since they are better at all others. A number of ours.
-TOLERANCE = 1.25
 BASE_FROZEN, LOW_BAND_OFF = "base_frozen", "low_band_off"
 
 
@@ -40,15 +38,15 @@ def guarded(
 ) -> Guarded:
     """Train a block and keep what does not harm its lowest band.
 
-    `train` is told whether to train the weights too; `error` is a block's at `RATE`. If trained weights make it worse than
-    `TOLERANCE` times that of the `dense` ones, masked, the block is trained again with its weights as they were. If the
-    lowest band's pair makes it no better, that band goes without (the authors' safeguard).
+    `train` is told whether to train the weights too; `error` is a block's at `RATE`. If trained weights make it larger than
+    that of the `dense` ones, masked, the block is trained again with its weights as they were. If the lowest band's pair
+    makes it no smaller, that band goes without (the authors' safeguard). So no block is worse than its masks alone.
     """
     fallbacks: tuple[str, ...] = ()
     masked, trained = error(dense), train(train_base)
     errors = {"masked": masked} | _compared(trained.linears, error)
-    if train_base and min(errors["pair"], errors["no_pair"]) > TOLERANCE * masked:
-        refused = min(errors["pair"], errors["no_pair"])
+    refused = min(errors["pair"], errors["no_pair"])
+    if train_base and refused > masked:
         trained, fallbacks = train(False), (BASE_FROZEN,)
         errors = {"masked": masked, "base_trained": refused} | _compared(trained.linears, error)
     linears = trained.linears
