@@ -27,7 +27,7 @@ from secateur.pruning.events import Narrator
 from secateur.pruning.facts import BlockFacts, BlockTraining
 from secateur.pruning.families import Family
 from secateur.pruning.linears import linears_of
-from secateur.pruning.memory import give_back
+from secateur.pruning.memory import give_back, keep_what_is_freed
 from secateur.pruning.placed import Placed, turned
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense
@@ -45,6 +45,7 @@ def optimise_blocks(
     ProblemError `nonfinite_activation`, naming the block.
     """
     walk = _Walk(recipe, source, family, tokens)
+    keep_what_is_freed(training=True)
     total, first = walk.model.count, len(attempt.finished)
     spent = sum(facts.seconds for facts in attempt.finished)
     narrator.progress(first, total)
@@ -59,6 +60,8 @@ def optimise_blocks(
         if index + 1 < total:
             attempt.save(index + 1, walk.hidden)
         narrator.progress(index + 1, total)
+    keep_what_is_freed()
+    give_back()
     return spent + time.monotonic() - began
 
 
