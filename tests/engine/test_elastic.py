@@ -124,7 +124,7 @@ def test_a_band_inherits_the_pairs_below_it() -> None:
 def test_rates_of_a_band_are_inside_it_one_in_each_equal_part(band: int, count: int, seed: int) -> None:
     rates = stratified(SEVEN, band, count, torch.Generator().manual_seed(seed))
     assert all(band_of(SEVEN, exact(rate)) == band for rate in rates)
-    upper, lower = SEVEN[band].upper, SEVEN[band - 1].upper if band else 0.1
+    upper, lower = SEVEN[band].upper, SEVEN[band - 1].upper if band else 0.0
     parts = sorted(min(count - 1, int((upper - rate) / (upper - lower) * count + 1e-9)) for rate in rates)
     assert parts == list(range(count))
 

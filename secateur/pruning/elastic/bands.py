@@ -21,7 +21,6 @@ THREE = tuple(
     for upper, rank, weight in ((0.50, 24, 0.3), (0.60, 16, 0.3), (0.70, 16, 0.4))
 )
 PRESETS: Mapping[str, tuple[Band, ...]] = {"seven": SEVEN, "three": THREE}
-LOWEST = 0.25  # the lowest band is trained from this share of its upper end on: nearer to zero there is nothing to mend
 
 
 def bands_of(method: Epts) -> tuple[Band, ...]:
@@ -58,12 +57,9 @@ def streams_of(method: Epts) -> list[list[int]]:
 
 
 def stratified(bands: Sequence[Band], band: int, count: int, generator: Generator) -> list[float]:
-    """`count` rates of a band, (lower, upper]: one drawn uniformly in each of as many equal parts, in random order.
-
-    Those of the lowest band begin at `LOWEST` of its upper end.
-    """
+    """`count` rates of a band, (lower, upper]: one drawn uniformly in each of as many equal parts, in random order."""
     upper = bands[band].upper
-    lower = bands[band - 1].upper if band else LOWEST * upper
+    lower = bands[band - 1].upper if band else 0.0
     places = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator, dtype=torch.float64)
     rates: list[float] = (upper - (upper - lower) * places / count).tolist()
     return rates
