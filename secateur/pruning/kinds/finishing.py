@@ -16,6 +16,7 @@ from secateur.pruning.dense import dense_perplexity
 from secateur.pruning.evaluation import Measured, measure, protocol
 from secateur.pruning.headers import read_model
 from secateur.pruning.job import Job, Outcome
+from secateur.pruning.memory import give_back
 from secateur.pruning.resume import Attempt
 from secateur.pruning.streaming import StreamedModel
 from secateur.pruning.verify import verify
@@ -46,8 +47,10 @@ def finish(
 ) -> Outcome:
     """Make an ordinary, verified checkpoint of the blocks, which took `seconds`, evaluate it, and write report and card."""
     write_model(job, attempt)
+    give_back()
     perplexities, measured = _evaluate(job, evaluation) if evaluation else (None, None)
     job.narrator.stage("packaging")
+    give_back()
     removed = {linear.name: linear.removed for block in attempt.finished for linear in block.linears}
     folded = [name for block in attempt.finished if block.induction for name in block.induction.folded]
     facts = verify(job.output, job.source, job.family, removed, job.recipe, folded=folded)
