@@ -12,6 +12,7 @@ from torch import Tensor
 from secateur.pruning.allocation import Target
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import Pruned, emphasised, lost_share, without
+from secateur.pruning.methods.by_rows import pruned_by_rows
 from secateur.pruning.methods.wanda import wanda_scores
 from secateur.pruning.statistics import InputMoments, Statistics
 from secateur.recipes import StatisticalCorrection
@@ -51,9 +52,9 @@ class StatisticalCorrectionMethod:
         return [self._prune(weight, target, *prepared, emphasis) for weight, target in zip(weights, targets, strict=True)]
 
     def _prune(self, weight: Tensor, target: Target, norms: Tensor, statistic: Tensor, emphasis: Tensor | None) -> Pruned:
-        lost = wanda_scores(weight, norms)
-        scores = lost if statistic is norms else wanda_scores(weight, statistic)
         if self._alpha:
-            scores = scores * column_factors(weight, self._alpha, self._epsilon)
-        removed = removal_mask(emphasised(scores, emphasis), target, self._comparison)
-        return Pruned(without(weight, removed), removed, lost_share(lost, removed), "diagonal")
+            emphasis = emphasised(column_factors(weight, self._alpha, self._epsilon), emphasis)  # (in_features,)
+        if self._comparison == "row" and statistic is norms:
+            return pruned_by_rows([weight], [target], lambda rows: wanda_scores(rows, norms), "diagonal", emphasis)[0]
+        removed = removal_mask(emphasised(wanda_scores(weight, statistic), emphasis), target, self._comparison)
+        return Pruned(without(weight, removed), removed, lost_share(wanda_scores(weight, norms), removed), "diagonal")
