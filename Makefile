@@ -44,6 +44,9 @@ bench-elastic: install ## Cost and perplexities of an elastic model beside singl
 bench-estimate: install ## Say what jobs will cost, run them on the demo model, and compare
 	@$(BIN)/python -m benchmarks.estimate
 
+bench-induction: install ## Time an epoch of Sparsity Induction, and its refresh, on a machine that does nothing else
+	@$(BIN)/python -m benchmarks.induction
+
 bench-memory: install ## Show that memory does not grow with depth, on a generated model of 4 GB
 	@$(BIN)/python -m benchmarks.memory
 

@@ -26,6 +26,7 @@ from secateur.pruning.induction.relaxation import gradient, relax, sorted_column
 from secateur.pruning.induction.scales import Scale, multiplier
 from secateur.pruning.induction.scores import log_scores
 from secateur.pruning.induction.spectral import SpectralTerm, power_iteration
+from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import linears_of
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import Pruned
@@ -174,7 +175,7 @@ def spectral_term(strength: float, alpha: float) -> tuple[SpectralTerm, list[Sca
         weight, inputs = layer(rows, seed=seed)
         weights[name] = weight + torch.outer(weight[:, 0], inputs[0])  # one singular value stands out, as in a model
     scales = [multiplier(("q", "k"), 96, torch.device("cpu")), Scale("tied", {"down": torch.arange(96) // 2}, 48)]
-    return SpectralTerm(weights, scales, strength, alpha), scales, weights
+    return SpectralTerm(weights, scales, strength, alpha, lanes(torch.device("cpu"))), scales, weights
 
 
 def test_the_spectral_terms_gradient_is_that_of_its_value() -> None:

@@ -29,9 +29,7 @@ from secateur.pruning.statistics import InputMoments, InputSample, glimpse, obse
 from secateur.pruning.streaming import MicroBatch, forward
 from secateur.recipes import Magnitude, Method, SparsityInduction
 
-SHARE = (
-    4  # one part in so many of the calibration set is what scores are cached of: norms of some thousand tokens are settled
-)
+SHARE = 8  # scores are cached of one part in so many of the calibration set: a few thousand tokens settle a norm
 MOST_TOKENS = 1024  # that scales begin with
 
 

@@ -17,6 +17,8 @@ def initial_scales(kind: Initialisation, inputs: Tensor) -> Tensor:
     are those of the linear or norm before). `rms`: the root of the mean square. `one`: ones.
     """
     wide = inputs.float()  # (tokens, in_features)
+    if not len(wide):  # an expert that nothing was sent to
+        return torch.ones(wide.shape[1], device=wide.device)
     match kind:
         case "data":
             scale = (wide.T.contiguous().median(dim=1).values - wide.mean(dim=0)).square()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from secateur.pruning.allocation import Target
 from secateur.pruning.masks import kth_lowest
+from secateur.pruning.methods import without
 from secateur.pruning.statistics import ELEMENTS_IN_CACHE
 
 
@@ -48,11 +49,12 @@ def relax(weight: Tensor, scores: Tensor, shift: Tensor, target: Target, tau: fl
         part = slice(start, start + rows)
         logs = scores[part] + shift  # (rows, in_features)
         above = _less_threshold(logs, target)
-        sigmoid = (above / tau).sigmoid_()
-        steep = sigmoid.mul_(1 - sigmoid).div_(tau)  # P
-        torch.mul(weight[part], above > 0, out=result.masked[part])
+        result.masked[part] = without(weight[part], above <= 0)
+        sigmoid = above.mul_(1 / tau).sigmoid_()
+        steep = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1.0).mul_(1 / tau)  # P
         torch.mul(weight[part], steep.to(weight.dtype), out=result.slope[part])
-        result.share[part] = steep / _summed(steep, result.group).clamp_min(torch.finfo(steep.dtype).tiny)
+        whole = _summed(steep, result.group).clamp_min_(torch.finfo(steep.dtype).tiny)
+        result.share[part] = steep.mul_(whole.reciprocal_())
     return result
 
 
@@ -62,7 +64,7 @@ def _less_threshold(logs: Tensor, target: Target) -> Tensor:
         kept, group = target.group
         members = sorted_columns(logs, group)
         threshold = (members[group - kept - 1] + members[group - kept]) / 2  # (rows, in_features / group)
-        return logs - threshold.repeat_interleave(group, dim=1)
+        return logs - _repeated(threshold, group)
     gone = int(logs.shape[1] * target.fraction)
     return logs - kth_lowest(logs, gone) if gone else torch.full_like(logs, torch.inf)
 
@@ -89,7 +91,12 @@ def _summed(values: Tensor, group: int | None) -> Tensor:
     sums = values[:, 0::group].clone()  # (rows, columns / group)
     for place in range(1, group):
         sums += values[:, place::group]
-    return sums.repeat_interleave(group, dim=1)
+    return _repeated(sums, group)
+
+
+def _repeated(values: Tensor, group: int) -> Tensor:
+    """Each of `values`, (rows, groups), `group` times: (rows, groups x group). Twice as fast as repeat_interleave."""
+    return values.unsqueeze(2).expand(-1, -1, group).reshape(len(values), -1)
 
 
 def gradient(relaxed: Relaxed, of_masked: Tensor) -> Tensor:
@@ -98,8 +105,6 @@ def gradient(relaxed: Relaxed, of_masked: Tensor) -> Tensor:
     rows = max(1, ELEMENTS_IN_CACHE // of_masked.shape[1])
     for start in range(0, len(of_masked), rows):
         part = slice(start, start + rows)
-        moved = of_masked[part] * relaxed.slope[part]  # (rows, in_features)
-        wide = moved.float()
-        wide -= relaxed.share[part] * _summed(wide, relaxed.group)
-        total += wide.sum(dim=0)
+        moved = (of_masked[part] * relaxed.slope[part]).float()  # (rows, in_features)
+        total += moved.addcmul_(relaxed.share[part].float(), _summed(moved, relaxed.group), value=-1.0).sum(dim=0)
     return total

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.induction.scales import Scale
+from secateur.pruning.lanes import Lanes
 
-ITERATIONS = 2  # of the power method, each time
-FIRST_ITERATIONS = 10
+ITERATIONS = 1  # of the power method, each time
+FIRST_ITERATIONS = 6
 
 
 def power_iteration(weight: Tensor, scale: Tensor, right: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -37,22 +38,35 @@ def power_iteration(weight: Tensor, scale: Tensor, right: Tensor, iterations: in
 
 
 class SpectralTerm:
-    """The term of the linears that `scales` scale. `weights`: by linear, (out_features, in_features)."""
+    """`strength`, which is lambda, times the exponential, over the linears that `scales` scale.
 
-    def __init__(self, weights: Mapping[str, Tensor], scales: Sequence[Scale], strength: float, alpha: float) -> None:
+    `weights`: by linear, (out_features, in_features). The lanes share the linears.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], scales: Sequence[Scale], strength: float, alpha: float, lanes: Lanes
+    ) -> None:
         self._weights = {name: weights[name].float() for scale in scales for name in scale.linears}
-        self._scales, self._strength, self._alpha = scales, strength, alpha
+        self._scales, self._strength, self._alpha, self._lanes = scales, strength, alpha, lanes
         self._right = {name: torch.ones_like(weight[0]) for name, weight in self._weights.items()}
         at_one = [torch.zeros(scale.free, device=weights[scale.linears[0]].device) for scale in scales]
         self._sum_at_one = float(sum(self._norms(at_one, FIRST_ITERATIONS).values()))
 
     def _norms(self, thetas: Sequence[Tensor], iterations: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for scale, theta in zip(self._scales, thetas, strict=True):
-            for name in scale.linears:
-                factors = scale.spread(theta, name).exp()  # (in_features,)
-                found[name], self._right[name] = power_iteration(self._weights[name], factors, self._right[name], iterations)
-        return found
+        """The largest singular value of each scaled linear; with its vector the next iteration begins."""
+        named = [
+            (name, scale.spread(theta, name).exp())
+            for scale, theta in zip(self._scales, thetas, strict=True)
+            for name in scale.linears
+        ]
+
+        def iterated(part: tuple[str, Tensor]) -> tuple[Tensor, Tensor]:
+            name, factors = part
+            return power_iteration(self._weights[name], factors, self._right[name], iterations)
+
+        found = dict(zip((name for name, _ in named), self._lanes.map(iterated, named), strict=True))
+        self._right = {name: right for name, (_, right) in found.items()}
+        return {name: sigma for name, (sigma, _) in found.items()}
 
     def gradients(self, thetas: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
         """The term at `thetas`, one of each scale, and its gradient by each of them, of its shape."""

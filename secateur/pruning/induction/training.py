@@ -55,9 +55,8 @@ class Training:
         self._optimiser = torch.optim.Adam(self.thetas, lr=wanted.learning_rate)
         self._of_linear = {name: place for place, scale in enumerate(scales) for name in scale.linears}
         weights = {name: linear.weight for name, linear in linears.items()}
-        self._spectral = (
-            SpectralTerm(weights, scales, wanted.spectral_weight, wanted.spectral_alpha) if wanted.spectral_weight else None
-        )
+        strength, alpha = wanted.spectral_weight, wanted.spectral_alpha
+        self._spectral = SpectralTerm(weights, scales, strength, alpha, placed.lanes) if strength else None
         self._of_spectral: list[Tensor] = [torch.zeros_like(theta) for theta in self.thetas]
 
     def run(self, samples: Sequence[Sample], generator: torch.Generator) -> None:
