@@ -90,6 +90,7 @@ class GroupPruner:
     def __init__(self, parameters: recipes.Method) -> None:
         card = METHODS[parameters.name]
         self._methods: dict[str, Method] = {name: card.load()(each) for name, each in parameters.alternatives.items()}
+        self._updates = parameters.updates_weights
         self._wanted = parameters.compensation
 
     def prune(self, dense: Dense, observed: Observed | None, guard: Guard | None, place: Place) -> Decided:
@@ -98,7 +99,7 @@ class GroupPruner:
         task = _Task(dense, first.prepare(observed.statistics if observed else None), observed)
         if guard:
             return self._guarded(task, guard, place)
-        made = self._compensated(task, _pruned(first, task))
+        made = self._compensated(task, _pruned(first, task, observed.emphasis if observed else None))
         place(made)
         return Decided(made)
 
@@ -115,23 +116,33 @@ class GroupPruner:
 
     def _guarded(self, task: _Task, guard: Guard, place: Place) -> Decided:
         """Choose among the method's alternatives, each compensated; then whether the best one is."""
-
+        ways = self._ways(task)
         newest: dict[str, list[Pruned]] = {}  # one alternative at a time: a group may be a third of a block
 
         def plain(name: str) -> list[Pruned]:
             if name not in newest:
                 newest.clear()
-                newest[name] = _pruned(self._methods[name], task)
+                method, emphasis = ways[name]
+                newest[name] = _pruned(method, task, emphasis)
             return newest[name]
 
-        best, choices = guard.choose(((name, self._compensated(task, plain(name))) for name in self._methods), place)
-        made = [choices] if len(self._methods) > 1 else []
+        best, choices = guard.choose(((name, self._compensated(task, plain(name))) for name in ways), place)
+        made = [choices] if len(ways) > 1 else []
         wanted = self._wanted
         if isinstance(wanted, recipes.Correction) and wanted.guard:
             known = replace(best, name=wanted.name)
             best, choice = guard.choose([("none", _refused(plain(best.name), wanted.name))], place, known)
             made.append(choice)
         return Decided(best.candidate, tuple(made))
+
+    def _ways(self, task: _Task) -> dict[str, tuple[Method, Tensor | None]]:
+        """What there is to choose from, by name. An emphasis was learned without the update of a method that makes one:
+        it has to prove itself with it."""
+        emphasis = task.observed.emphasis if task.observed else None
+        if self._updates and emphasis is not None:
+            (method,) = self._methods.values()
+            return {"one": (method, None), "trained": (method, emphasis)}
+        return {name: (method, emphasis) for name, method in self._methods.items()}
 
     def _compensated(self, task: _Task, plain: list[Pruned]) -> list[Pruned]:
         wanted, observed = self._wanted, task.observed
@@ -144,8 +155,8 @@ class GroupPruner:
         return [compensated(weight, each, wanted, inputs) for weight, each in zip(task.dense.weights, plain, strict=True)]
 
 
-def _pruned(method: Method, task: _Task) -> list[Pruned]:
-    dense, emphasis = task.dense, task.observed.emphasis if task.observed else None
+def _pruned(method: Method, task: _Task, emphasis: Tensor | None) -> list[Pruned]:
+    dense = task.dense
     if emphasis is None:
         return method.prune(dense.weights, dense.targets, task.prepared)
     by_score = cast("ScoreMethod", method)  # no other can be asked for together with induction

@@ -242,6 +242,9 @@ def test_every_method_prunes_what_was_induced(llama: Path, tmp_path: Path, metho
         assert errors.keys() == ({"one", "initial", "trained"} if method == "magnitude" else {"one", "trained"})
         assert errors[chosen] == min(errors.values())
         assert bool(told["folded"]) == (method == "magnitude" and chosen != "one")
+        decided = {tuple(each["choices"][0]["errors"]) for each in block["linears"] if each["choices"]}
+        if method == "sparsegpt":  # whose update the scales were not learned with
+            assert decided == ({("one", "trained")} if chosen == "trained" else set())
         kept = [name for name in before if after[name].bool().all() and name.startswith(f"model.layers.{block['block']}.")]
         changed = {name for name in kept if not torch.equal(before[name], after[name])}
         assert changed == {name for name in told["folded"] if name in kept}
