@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -18,6 +18,7 @@ from secateur.pruning.methods.magnitude import MagnitudeMethod
 from secateur.pruning.registry import METHODS
 from secateur.pruning.statistics import Glimpse, InputMoments, InputSample, Statistics, observe
 
+_Way = tuple[Method, Tensor | None]  # with which emphasis of its scores
 Place = Callable[[list[Pruned]], None]  # puts candidates into the block
 
 
@@ -94,29 +95,30 @@ class GroupPruner:
         self._wanted = parameters.compensation
 
     def prune(self, dense: Dense, observed: Observed | None, guard: Guard | None, place: Place) -> Decided:
-        """Decide on a group's new weights, which are then in place; without a `guard` there must be one way only."""
+        """Decide on a group's new weights, which are then in place; without a `guard` the last way is taken."""
         first = next(iter(self._methods.values()))
         task = _Task(dense, first.prepare(observed.statistics if observed else None), observed)
-        if guard:
-            return self._guarded(task, guard, place)
-        made = self._compensated(task, _pruned(first, task, observed.emphasis if observed else None))
-        place(made)
-        return Decided(made)
+        wanted, ways = self._wanted, self._ways(task)
+        if guard and (len(ways) > 1 or (isinstance(wanted, recipes.Correction) and wanted.guard)):
+            return self._guarded(task, ways, guard, place)
+        *_, (method, emphasis) = ways.values()
+        return self._unchosen(self._compensated(task, _pruned(method, task, emphasis)), guard, place)
 
     def prune_by_weight_alone(self, dense: Dense, tokens: int, guard: Guard | None, place: Place) -> Decided:
         """What becomes of an expert that saw so few `tokens` that they say little: magnitude, row by row, and no more."""
         method = MagnitudeMethod(recipes.Magnitude(name="magnitude", comparison="row"))
         plain = method.prune(dense.weights, dense.targets, None)
         made = [replace(each, fallbacks=(f"by_weight_alone:tokens={tokens}",)) for each in plain]
+        return self._unchosen(made, guard, place)
+
+    def _unchosen(self, made: list[Pruned], guard: Guard | None, place: Place) -> Decided:
+        place(made)
         if guard:
-            guard.choose([("magnitude", made)], place)  # there is no choice, but the held-out sequences have to go on
-        else:
-            place(made)
+            guard.forget()
         return Decided(made)
 
-    def _guarded(self, task: _Task, guard: Guard, place: Place) -> Decided:
+    def _guarded(self, task: _Task, ways: Mapping[str, _Way], guard: Guard, place: Place) -> Decided:
         """Choose among the method's alternatives, each compensated; then whether the best one is."""
-        ways = self._ways(task)
         newest: dict[str, list[Pruned]] = {}  # one alternative at a time: a group may be a third of a block
 
         def plain(name: str) -> list[Pruned]:
@@ -135,7 +137,7 @@ class GroupPruner:
             made.append(choice)
         return Decided(best.candidate, tuple(made))
 
-    def _ways(self, task: _Task) -> dict[str, tuple[Method, Tensor | None]]:
+    def _ways(self, task: _Task) -> dict[str, _Way]:
         """What there is to choose from, by name. An emphasis was learned without the update of a method that makes one:
         it has to prove itself with it."""
         emphasis = task.observed.emphasis if task.observed else None

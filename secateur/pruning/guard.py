@@ -73,6 +73,7 @@ class Guard:
         """Begin with block `index`, which is dense."""
         self._block, self._index = block, index
         self._target = run_block(block, index, self.dense)
+        self._reached: Tensor | None = None
 
     def error(self) -> float:
         """That of the block's output as the block is now, on what has gone through the pruned ones."""
@@ -99,6 +100,11 @@ class Guard:
         output = run_block(self._block, self._index, self.pruned)
         return Trial(name, candidate, float(relative_error(output, self._target)), output)
 
+    def forget(self) -> None:
+        """Something was put into the block without a choice: its output is not known."""
+        self._reached = None
+
     def leave(self) -> None:
-        """Go on behind the block as it was chosen last."""
-        self.dense.hidden, self.pruned.hidden = self._target, self._reached
+        """Go on behind the block as it is now."""
+        reached = run_block(self._block, self._index, self.pruned) if self._reached is None else self._reached
+        self.dense.hidden, self.pruned.hidden = self._target, reached
