@@ -24,7 +24,7 @@ MODEL = ROOT / ".secateur" / "models" / "smollm2-135m"
 RESULTS = ROOT / "benchmarks" / "results" / "engine.json"
 PEER = ["torch==2.13.0", "llmcompressor==0.14.*"]
 METHODS = ("wanda", "sparsegpt")
-# What secateur.pruning sets for itself; llm-compressor, which does not, is given it too.
+# Secateur sets for itself that waiting threads sleep; llm-compressor, which does not, is given it too.
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 Run = dict[str, Any]
