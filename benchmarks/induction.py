@@ -1,9 +1,9 @@
 """What Sparsity Induction costs: `make bench-induction`, on a machine that does nothing else.
 
-In one run, on the demo model's calibration set: an epoch of induction before Wanda at 50 %, all in all, as a multiple of the
-dense forward of the same tokens by the same walker; and the refresh of a block's scores from the cached diagonal beside
-their recomputation, a forward of the tokens through the block that takes in their norms and the scores from those. Kept in
-results/induction.json.
+In one run, on the demo model's calibration set: an epoch of induction and the pruning behind it, all in all, in dense
+forwards of the same tokens by transformers and by the walker; and the refresh of a block's scores from the cached diagonal
+beside their recomputation, a forward of the tokens through the block that takes in their norms, and the scores from those.
+Kept in results/induction.json.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.ours import dense_seconds
+from benchmarks.ours import dense_seconds, transformers_seconds
 from benchmarks.protocol import ROOT, token_ids
 from benchmarks.quality import commit
 from benchmarks.rows import MODEL
@@ -39,8 +38,9 @@ from secateur.pruning.streaming import PROBE_TOKENS, StreamedModel
 from secateur.recipes import Sparsity, SparsityInduction, Wanda
 
 RESULTS = ROOT / "benchmarks" / "results" / "induction.json"
-ROUNDS, REPEATS = 3, 5
-BLOCK = 15
+FOLDER = ROOT / ".secateur" / "models" / MODEL
+CONTENDERS = (("wanda", "2:4"), ("wanda", "0.5"), ("magnitude", "0.5"))
+REPEATS, BLOCK = 5, 15
 
 
 def timed(task: Callable[[], Any], repeats: int = REPEATS) -> float:
@@ -54,11 +54,11 @@ def timed(task: Callable[[], Any], repeats: int = REPEATS) -> float:
     return median(seconds)
 
 
-def refresh_seconds(folder: Path) -> dict[str, float]:
+def refresh_seconds() -> dict[str, float]:
     """Seconds for a block's scores: by a forward of all tokens; from the cached diagonal; and that with masks and slopes."""
-    headers = read_model(folder)
-    with Checkpoint(folder, headers) as source, torch.no_grad():
-        family, tokens = family_of(headers), token_ids(folder)
+    headers = read_model(FOLDER)
+    with Checkpoint(FOLDER, headers) as source, torch.no_grad():
+        family, tokens = family_of(headers), token_ids(FOLDER)
         model = StreamedModel(source, family, DTYPES["bfloat16"], best_device())
         batches, probe = model.batches(tokens, single=True), model.enter(tokens[:1, :PROBE_TOKENS])
         linears = linears_of(headers, family)[BLOCK]
@@ -109,17 +109,31 @@ def refresh_seconds(folder: Path) -> dict[str, float]:
             }
 
 
+def dense() -> dict[str, float]:
+    """Seconds of a dense forward of the calibration set: transformers' own, and the walker's."""
+    return {"transformers": transformers_seconds(FOLDER), "walker": dense_seconds(FOLDER)}
+
+
+def epochs() -> dict[str, dict[str, float]]:
+    """Of each contender the seconds of a pruning with an epoch of induction, all in all, and its multiples of the dense
+    forwards around it."""
+    found, before = {}, dense()
+    for contender, sparsity in CONTENDERS:
+        seconds = seconds_of(f"{contender},induction.name=sparsity_induction", FOLDER, sparsity)
+        after = dense()
+        forwards = {f"{who}_forwards": seconds / median([before[who], after[who]]) for who in before}
+        found[f"{contender} {sparsity}"] = {"seconds": seconds, **forwards}
+        before = after
+    return found
+
+
 def main() -> None:
-    folder = ROOT / ".secateur" / "models" / MODEL
-    contender = "wanda,induction.name=sparsity_induction"
-    refresh = refresh_seconds(folder)
-    dense_seconds(folder)
-    rounds = [{"dense": dense_seconds(folder), "induced": seconds_of(contender, folder)} for _ in range(ROUNDS)]
+    dense_seconds(FOLDER)  # the first run of a process also warms it up
+    refresh = refresh_seconds()
     found = {
         "commit": commit(),
         "threads": torch.get_num_threads(),
-        "epoch_in_dense_forwards": median(each["induced"] / each["dense"] for each in rounds),
-        "rounds": rounds,
+        "epochs": epochs(),
         "refresh_seconds": refresh,
         "forward_over_refresh": refresh["forward"] / refresh["refresh"],
     }

@@ -24,11 +24,11 @@ from secateur.pruning.pipeline import run
 SPARSITY = "0.5"
 
 
-def seconds_of(contender: str, folder: Path) -> float:
+def seconds_of(contender: str, folder: Path, sparsity: str = SPARSITY) -> float:
     """Seconds of one run."""
     with tempfile.TemporaryDirectory() as scratch:
         output, cache = Path(scratch) / "output", Path(scratch) / "cache"
-        result = run(recipe_of(contender, SPARSITY), source=folder, output=output, cache=cache, on_event=lambda _: None)
+        result = run(recipe_of(contender, sparsity), source=folder, output=output, cache=cache, on_event=lambda _: None)
         return float(result.metrics["seconds"]["prune"])
 
 
