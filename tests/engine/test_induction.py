@@ -32,6 +32,7 @@ from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import Pruned
 from secateur.pruning.methods.magnitude import magnitude_scores
 from secateur.pruning.methods.wanda import wanda_scores
+from secateur.pruning.registry import METHODS as METHODS_BY_NAME
 from secateur.pruning.statistics import Gram, InputMoments
 from secateur.recipes import Magnitude, SparsityInduction, Wanda
 from tests.engine.conftest import MakeModel
@@ -106,6 +107,24 @@ def test_the_shift_that_is_the_mean_input_leaves_no_mean_error_and_no_other_is_b
         other = done.bias + 0.1 * torch.randn(len(weight), generator=torch.Generator().manual_seed(seed))
         assert least < float((lost - other).square().mean())
     assert least < float(lost.square().mean())
+
+
+@pytest.mark.parametrize("method", ["wanda", "ria", "sparsegpt", "statistical_correction"])
+@pytest.mark.parametrize("target", [HALF, TWO_OF_FOUR])
+def test_an_emphasis_decides_what_goes_and_nothing_else(method: str, target: Target) -> None:
+    weight, inputs = layer()
+    emphasis = torch.tensor([1e-9, 1.0]).repeat(48)  # every other input counts for nothing
+    card = METHODS_BY_NAME[method]
+    made = card.load()(recipe({"name": method} | ({"comparison": "row"} if method == "ria" else {})).method)
+    prepared = made.prepare(observed(card.observes if method != "statistical_correction" else "norms", inputs))
+    (done,) = made.prune([weight], [target], prepared, emphasis)
+    assert bool(done.removed[:, ::2].all())
+    assert not bool(done.removed[:, 1::2].any())
+    (alike,) = made.prune([weight], [target], prepared, torch.ones(96))
+    (plain,) = made.prune([weight], [target], prepared)
+    assert torch.equal(alike.weight, plain.weight)
+    if method != "sparsegpt":  # which makes up for what went
+        assert torch.equal(done.weight[:, 1::2], weight[:, 1::2])
 
 
 # The gradient through the mask
