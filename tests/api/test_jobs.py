@@ -54,7 +54,8 @@ async def test_a_job_is_committed_with_event_and_doorbell_before_the_answer(serv
 
 async def test_the_job_is_what_the_contract_says(service: Service) -> None:
     job = await submit(service, metadata={"team": "search"}, output={"name": "mine"})
-    assert job["recipe"]["method"] == {"name": "wanda", "comparison": "row", "compensation": {"name": "none"}}
+    wanda = {"name": "wanda", "comparison": "row", "compensation": {"name": "none"}, "induction": None}
+    assert job["recipe"]["method"] == wanda
     assert job["recipe"]["calibration"] == {
         "dataset": "wikitext2-sample", "samples": 2, "sequence_length": 16, "seed": 0,
     }  # fmt: skip
