@@ -306,7 +306,7 @@ class _Walk:
         reached, hidden = attempt.restore([batch.hidden for batch in self.travellers])
         for batch, part in zip(self.travellers, hidden, strict=True):
             batch.hidden = part
-        observed = [(self.batches, dense), (self._dense, True)]
+        observed = [(self.batches, dense), *([(self._dense, True)] if self._dense else [])]
         held = [([self._guard.pruned], False), ([self._guard.dense], True)] if self._guard else []
         for index in range(reached, len(attempt.finished)):
             with attempt.written(index) as written:
