@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,23 @@ def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
+def freeze(pids: list[int], database: Path) -> None:
+    """Stop processes, but not in the middle of a transaction: SQLite's one write lock would be stopped with them."""
+    while True:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        with closing(sqlite3.connect(database, timeout=1, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                for pid in reversed(pids):
+                    os.kill(pid, signal.SIGCONT)
+                time.sleep(0.05)
+                continue
+            connection.execute("ROLLBACK")
+        return
+
+
 @pytest.fixture(scope="module")
 def undisturbed(service: Service) -> Job:
     return service.finish(service.client.jobs.create(recipe("slow", samples=32)).id)
@@ -34,8 +53,7 @@ def test_zombie_writes_nothing(service: Service, undisturbed: Job, stopped: str)
     (runner,) = runners(first)
     supervisor = parent_of(runner)
     frozen = [supervisor, runner] if stopped == "supervisor and runner" else [supervisor]
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
+    freeze(frozen, service.state / "secateur.sqlite")
     with second_worker(service):
         try:
             service.wait(job.id, lambda job: job.attempt == 2 and pruned(job) >= 3)
