@@ -23,8 +23,8 @@ from benchmarks.quality import commit
 from benchmarks.rows import MODEL
 from benchmarks.seconds import seconds_of
 from secateur.pruning.allocation import uniform
-from secateur.pruning.blocks import best_device
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
+from secateur.pruning.device import best_device
 from secateur.pruning.discovery import family_of
 from secateur.pruning.group_pruner import Look
 from secateur.pruning.headers import read_model

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.protocol import recipe, token_ids
-from secateur.pruning.blocks import best_device
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
+from secateur.pruning.device import best_device
 from secateur.pruning.discovery import family_of
 from secateur.pruning.headers import read_model
 from secateur.pruning.memory import peak

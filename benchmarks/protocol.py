@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, no_grad
 
-from secateur.pruning.blocks import best_device
 from secateur.pruning.calibration import calibration_set, evaluation_set, tokenise
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
 from secateur.pruning.datasets import Role, read_text
+from secateur.pruning.device import best_device
 from secateur.pruning.discovery import family_of
 from secateur.pruning.evaluation import measure
 from secateur.pruning.headers import read_model

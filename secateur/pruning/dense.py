@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack, suppress
 from typing import Any
 
-from secateur.pruning.blocks import best_device
 from secateur.pruning.calibration import TokenSet
+from secateur.pruning.device import best_device
 from secateur.pruning.evaluation import PerplexityCache, measure, protocol
 from secateur.pruning.job import Job
 from secateur.pruning.streaming import StreamedModel

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ class Statistics(Protocol):
 
     def add(self, inputs: Tensor) -> None:
         """Take in `inputs`, (…, in_features); every leading axis is a token."""
-
-    def merge(self, other: Any) -> None:
-        """Take in what `other`, of the same kind, has taken in."""
 
     @property
     def count(self) -> int:
@@ -122,11 +119,6 @@ class Gram:
                     self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
             self.count += len(tokens)
 
-    def merge(self, other: Gram) -> None:
-        """Take in what `other` has taken in."""
-        self._lower += other._lower
-        self.count += other.count
-
     @property
     def total(self) -> Tensor:
         """The whole matrix, (in_features, in_features)."""
@@ -189,12 +181,13 @@ def glimpse(observes: Observes, inputs: Tensor) -> Glimpse:
 
 
 def observe(statistics: Statistics, glimpses: Sequence[Glimpse]) -> None:
-    """Take in what was seen of micro-batches, in order: of one kind, that of `statistics`."""
-    for part in _joined([seen for seen in glimpses if isinstance(seen, Tensor)]):
-        statistics.add(part)
-    for seen in glimpses:
-        if not isinstance(seen, Tensor):
-            statistics.merge(seen)
+    """Take in what was seen of micro-batches, in order: glimpses of the kind of `statistics`."""
+    if isinstance(statistics, InputNorms | InputMoments):
+        for seen in glimpses:
+            statistics.merge(cast("Any", seen))
+    else:
+        for part in _joined(cast("Sequence[Tensor]", glimpses)):
+            statistics.add(part)
 
 
 def _joined(inputs: Sequence[Tensor]) -> Iterator[Tensor]:

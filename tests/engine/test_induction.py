@@ -34,7 +34,7 @@ from secateur.pruning.methods.magnitude import magnitude_scores
 from secateur.pruning.methods.wanda import wanda_scores
 from secateur.pruning.registry import METHODS as METHODS_BY_NAME
 from secateur.pruning.statistics import Gram, InputMoments
-from secateur.recipes import Magnitude, SparsityInduction, Wanda
+from secateur.recipes import RIA, Magnitude, SparsityInduction, Wanda
 from tests.engine.conftest import MakeModel
 from tests.engine.layers import layer, observed
 from tests.engine.runs import checkpoint, prune, recipe
@@ -385,9 +385,10 @@ def test_what_induction_does_not_go_with_is_refused(method: dict[str, Any], said
 
 def test_with_induction_weights_compete_within_a_row_unless_it_is_said_otherwise() -> None:
     for method in ("magnitude", "ria"):
-        assert recipe({"name": method}).method.comparison == "layer"  # type: ignore[union-attr]  # both have it
-        assert induced(method).method.comparison == "row"
-    assert isinstance(induced("magnitude").method, Magnitude)
+        plain, with_induction = recipe({"name": method}).method, induced(method).method
+        assert isinstance(plain, Magnitude | RIA)
+        assert isinstance(with_induction, Magnitude | RIA)
+        assert (plain.comparison, with_induction.comparison) == ("layer", "row")
 
 
 def test_the_guard_takes_two_samples(llama: Path) -> None:

@@ -136,7 +136,7 @@ def test_saved_activations_are_a_shortcut_and_nothing_more(
         walked.append(index)
         forward(block, index, batches, lanes)
 
-    monkeypatch.setattr("secateur.pruning.blocks.forward", counted)
+    monkeypatch.setattr("secateur.pruning.walk.forward", counted)
     assert first_done(llama, tmp_path / "with", stopped)[1].files == expected
     with_them = len(walked)
     (boundary,) = (stopped / SCRATCH).glob("boundary-*.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
-from secateur.pruning.blocks import best_device
 from secateur.pruning.checkpoint import DTYPES, Checkpoint, write_shard
+from secateur.pruning.device import best_device
 from secateur.pruning.elastic import safeguard
 from secateur.pruning.elastic.artifact import linears_in, tensors_of
 from secateur.pruning.elastic.bands import bands_of, streams_of
@@ -29,6 +28,7 @@ from secateur.pruning.families import Family
 from secateur.pruning.linears import linears_of
 from secateur.pruning.memory import give_back, keep_what_is_freed
 from secateur.pruning.placed import Placed, turned
+from secateur.pruning.randomness import generator_of
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import Group, groups_of, run_dense
 from secateur.pruning.statistics import Glimpse, glimpse, observe, observer
@@ -114,7 +114,7 @@ class _Walk:
 
             def train(train_base: bool) -> Trained:
                 method = self._method.model_copy(update={"train_base": train_base})
-                return reconstruct(placed, dense, samples, method, self._generator(index, "training"))
+                return reconstruct(placed, dense, samples, method, generator_of(self._seed, index, "training"))
 
             def error(linears: Linears) -> float:
                 return error_at(placed, linears, self._bands, safeguard.RATE, compared)
@@ -160,17 +160,8 @@ class _Walk:
 
     def _go_on(self, placed: Placed, linears: Linears) -> None:
         """Carry the sparse streams behind the block."""
-        rates = mixing_rates(self._bands, self._generator(placed.index, "mixing"))
+        rates = mixing_rates(self._bands, generator_of(self._seed, placed.index, "mixing"))
         for stream, bands in zip(self._sparse, self._shared, strict=True):
             outputs = mix(placed, linears, self._bands, {band: rates[band] for band in bands}, stream)
             for batch, hidden in zip(stream, outputs, strict=True):
                 batch.hidden = hidden
-
-    def _generator(self, index: int, purpose: str) -> torch.Generator:
-        """Random numbers of a block's own, so that they are the same when the blocks before it were taken over."""
-        return torch.Generator().manual_seed(_hash_of(self._seed, index, purpose))
-
-
-def _hash_of(*parts: object) -> int:
-    """63 bits that any of the parts changes."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +23,7 @@ from secateur.pruning.induction.training import Sample, Scored, Training
 from secateur.pruning.masks import removal_mask
 from secateur.pruning.methods import without
 from secateur.pruning.placed import Placed, turned, wearing
+from secateur.pruning.randomness import generator_of
 from secateur.pruning.stages import Group, run_dense
 from secateur.pruning.statistics import InputMoments, InputSample, glimpse, observe
 from secateur.pruning.streaming import MicroBatch, forward
@@ -85,7 +85,7 @@ class Inducer:
         if self._wanted.epochs:
             samples = [Sample(batch, aim.hidden) for batch, aim in zip(streams.pruned, streams.dense, strict=True)]
             training = Training(placed, linears, scales, first, self._wanted)
-            training.run(samples, self._generator(placed.index))
+            training.run(samples, generator_of(self._seed, placed.index, "induction"))
             tried["trained"] = training.thetas
         choice = _choice(placed, linears, scales, tried, guard)
         return self._induced(placed, scales, tried[choice.chosen], choice)
@@ -161,11 +161,6 @@ class Inducer:
         scaled = {side.module for pair in pairs for side in pair.sides}
         tensors = {name: each for name, each in placed.block.state_dict().items() if name.rpartition(".")[0] in scaled}
         return Induced({}, fold(tensors, pairs, factors), choice)
-
-    def _generator(self, index: int) -> torch.Generator:
-        """Random numbers of a block's own, so that they are the same when the blocks before it were taken over."""
-        digest = hashlib.sha256(repr((self._seed, index, "induction")).encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def _choice(

@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from secateur.pruning import report
-from secateur.pruning.blocks import best_device, write_outside_blocks
+from secateur.pruning.blocks import write_outside_blocks
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.checkpoint import Checkpoint, gather, merge
 from secateur.pruning.dense import dense_perplexity
+from secateur.pruning.device import best_device
 from secateur.pruning.elastic.artifact import TENSORS, is_elastic, read_elastic, write_base, write_header
 from secateur.pruning.elastic.bands import bands_of
 from secateur.pruning.elastic.card import write_report_and_card

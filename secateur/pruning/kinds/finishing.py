@@ -9,10 +9,11 @@ import transformers
 
 from secateur import __version__
 from secateur.pruning import report
-from secateur.pruning.blocks import best_device, write_outside_blocks
+from secateur.pruning.blocks import write_outside_blocks
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.checkpoint import Checkpoint, gather
 from secateur.pruning.dense import dense_perplexity
+from secateur.pruning.device import best_device
 from secateur.pruning.evaluation import Measured, measure, protocol
 from secateur.pruning.headers import read_model
 from secateur.pruning.job import Job, Outcome

@@ -1,0 +1,74 @@
+"""The calibration set's way through the blocks of a model that is pruned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from secateur.pruning.block_pruner import BlockPruner
+from secateur.pruning.checkpoint import Checkpoint
+from secateur.pruning.families import Family
+from secateur.pruning.guard import Guard, held_out
+from secateur.pruning.memory import give_back
+from secateur.pruning.resume import Attempt
+from secateur.pruning.stages import groups_of
+from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
+from secateur.recipes import Method
+
+
+class Walk:
+    """The calibration set on its way through the blocks."""
+
+    def __init__(self, pruner: BlockPruner, source: Checkpoint, family: Family, tokens: Tensor, method: Method) -> None:
+        guarded, induced = method.guarded, method.induction is not None
+        self._pruner = pruner
+        self._model = StreamedModel(source, family, pruner.dtype, pruner.device)
+        self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
+        observed, guards = held_out(tokens, self._groups(), whole=induced) if guarded else (tokens, None)
+        self.batches = self._model.batches(observed, single=induced)
+        self._dense = [replace(batch) for batch in self.batches] if induced else []
+        self._guard = Guard(self._model.enter(guards), self._model.enter(guards)) if guards is not None else None
+        self._model.release()
+        give_back()
+
+    def _groups(self) -> int:
+        """How many groups of linears the last block has: experts, if there are any, may begin behind the first ones."""
+        last = self._model.count - 1
+        with self._model.block(last) as block:
+            return len(groups_of(block, last, [linear.module for linear in self._pruner.linears[last]], self._probe))
+
+    @property
+    def travellers(self) -> list[MicroBatch]:
+        """All that goes through the blocks: what is observed, as the dense model has it too if that is wanted, and behind it
+        what is held out."""
+        return [*self.batches, *self._dense, *([self._guard.pruned, self._guard.dense] if self._guard else [])]
+
+    def catch_up(self, attempt: Attempt, *, dense: bool) -> None:
+        """Go where the first unfinished block begins: from the saved activations on, through blocks as they were written
+        or, if `dense`, as they were. Of what is held out one goes each way."""
+        reached, hidden = attempt.restore([batch.hidden for batch in self.travellers])
+        for batch, part in zip(self.travellers, hidden, strict=True):
+            batch.hidden = part
+        observed = [(self.batches, dense), *([(self._dense, True)] if self._dense else [])]
+        held = [([self._guard.pruned], False), ([self._guard.dense], True)] if self._guard else []
+        for index in range(reached, len(attempt.finished)):
+            with attempt.written(index) as written:
+                for batches, as_it_was in observed + held:
+                    with self._model.block(index, None if as_it_was else written) as block:
+                        forward(block, index, batches, self._model.lanes)
+
+    def prune(self, index: int, *, propagate: bool) -> None:
+        """Prune a block and, with `propagate`, go on behind it. If memory runs out, halve the micro-batches and begin the
+        block again."""
+
+        def work(batches: list[MicroBatch]) -> None:
+            with self._model.block(index) as block:
+                self._pruner.prune_observing(
+                    block, batches, self._probe, self._guard, dense=self._dense, propagate=propagate
+                )
+
+        def again(size: int) -> None:
+            self._pruner.begin(index, fallbacks=(*self._pruner.facts.fallbacks, f"out_of_memory:micro_batch={size}"))
+
+        self.batches = self._model.within_memory(self.batches, work, again)
