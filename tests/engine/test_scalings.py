@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from secateur.pruning.discovery import family_of
 from secateur.pruning.families import FAMILIES
 from secateur.pruning.headers import read_model
-from secateur.pruning.induction.folding import fold, log_factors
+from secateur.pruning.induction.folding import fold
 from secateur.pruning.induction.pairs import Pair, Pairs, Side, pairs_of
 from secateur.pruning.linears import linears_of
 from secateur.pruning.masks import removal_mask
@@ -342,42 +342,6 @@ def test_under_the_same_mask_the_scaled_model_is_still_the_same(
     both = [changed(source, tmp_path / into, masked, torch.float64) for source, into in ((folder, "one"), (scaled, "other"))]
     assert difference(both[0], both[1], torch.float64) <= 1e-10
     assert difference(folder, both[0], torch.float64) > 0.1
-
-
-def weighed(block: Pairs, linear: str, logs: dict[str, Tensor], weight: Tensor) -> Tensor:
-    """The weight times its factors."""
-    rows, columns = log_factors(block, linear, logs)
-    assert (rows is not None) == bool(block.scaling_rows(linear))
-    assert (columns is not None) == (block.scaling_columns(linear) is not None)
-    weight = weight if rows is None else rows.exp()[:, None] * weight
-    return weight if columns is None else weight * columns.exp()
-
-
-FUSED = ["LlamaForCausalLM", "Phi3ForCausalLM", "FalconForCausalLM", "DeepseekV3ForCausalLM"]
-
-
-@pytest.mark.parametrize("architecture", FUSED)
-def test_factors_of_a_linear_are_those_of_the_fold_and_so_are_their_gradients(
-    make_family_model: MakeModel, architecture: str
-) -> None:
-    model = read_model(make_family_model(architecture))
-    family, block = family_of(model), pairs_of(model, family_of(model))[-1]
-    logs = {name: scale.log().requires_grad_() for name, scale in scales_of(block.allowed).items()}
-    for linear in linears_of(model, family)[-1]:
-        name = f"{linear.module}.weight"
-        weight = torch.randn(linear.out_features, linear.in_features, dtype=torch.float64, requires_grad=True)
-        here = [
-            replace(pair, sides=tuple(side for side in pair.sides if side.module == linear.module)) for pair in block.allowed
-        ]
-        done = fold({name: weight}, here, {pair: log.exp() for pair, log in logs.items()})[name]
-        mine = weighed(block, linear.module, logs, weight)
-        torch.testing.assert_close(mine, done)
-        upstream, wanted = torch.randn_like(weight), list(logs.values())
-        gradients = (
-            torch.autograd.grad(each, wanted, upstream, allow_unused=True, materialize_grads=True) for each in (mine, done)
-        )
-        for one, other in zip(*gradients, strict=True):
-            torch.testing.assert_close(one, other)
 
 
 def test_fewer_bits_are_rounded_once_and_the_rest_is_left_alone(make_family_model: MakeModel) -> None:

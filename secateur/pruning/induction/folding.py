@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.induction.heads import NOWHERE, Places
-from secateur.pruning.induction.pairs import Pair, Pairs, Side
+from secateur.pruning.induction.pairs import Pair, Side
 
 
 def spread(side: Side, free: Tensor, neutral: float = 1.0) -> Tensor:
-    """What each channel along `side` has: (pair.free,) to (channels,), differentiable. `neutral`: of channels that have no
-    scale: 1 if `free` are scales, 0 if they are their logarithms or shifts."""
+    """What each channel along `side` has: (pair.free,) to (channels,). `neutral`: of channels that have no
+    scale: 1 if `free` are scales, 0 if they are shifts."""
     places, whole = _places(side.places, free.device)
     known = free if whole else torch.cat([free, free.new_tensor([neutral])])  # NOWHERE is the last
     return known[places]  # (channels,)
@@ -25,27 +25,6 @@ def _places(places: Places, device: torch.device) -> tuple[Tensor, bool]:
     """`places` as an index, NOWHERE as the one behind the last, and whether none is NOWHERE."""
     index = torch.tensor(places, device=device)  # (channels,)
     return index, NOWHERE not in places
-
-
-def log_factors(pairs: Pairs, linear: str, logs: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """By what the fold scales a linear: W' = diag(exp(rows)) W diag(exp(columns)), differentiable in `logs`.
-
-    `logs`: the logarithms of the scales of pairs, by their names, (free,) each; pairs that are not among them scale nothing.
-    Returns rows, (out_features,), and columns, (in_features,); None for what nothing scales.
-    """
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    for pair in pairs.allowed:
-        for side in pair.sides:
-            if side.module == linear and pair.name in logs:
-                factors = spread(side, -logs[pair.name] if side.inverse else logs[pair.name], neutral=0.0)
-                if side.axis == "columns":
-                    columns = factors
-                elif rows is None:
-                    rows = factors
-                else:
-                    rows = rows + factors
-    return rows, columns
 
 
 def fold(

@@ -85,16 +85,6 @@ class Pairs:
     allowed: tuple[Pair, ...]
     refused: tuple[Refusal, ...]
 
-    def scaling_columns(self, module: str) -> Pair | None:
-        """The pair that scales the columns of a linear, if any."""
-        return next((pair for pair in self.allowed if any(side.module == module for side in pair.consumers)), None)
-
-    def scaling_rows(self, module: str) -> tuple[Pair, ...]:
-        """The pairs that scale rows of a linear: several may, other rows each, if it is fused."""
-        return tuple(
-            pair for pair in self.allowed if any(side.module == module and side.axis == "rows" for side in pair.sides)
-        )
-
 
 def pairs_of(model: ModelHeaders, family: Family) -> list[Pairs]:
     """The pairs of each block. Those of a family that is not in the table are all refused.
