@@ -22,7 +22,7 @@ from secateur.recipes.compensation import (
     VarianceMatching,
 )
 from secateur.recipes.data import Calibration, Dataset, Evaluation, Perplexity
-from secateur.recipes.elastic import MAX_RATE, Band, Curve, ElasticRecipe, Epts, Loss, Rate
+from secateur.recipes.elastic import MAX_RATE, Band, Curve, ElasticRecipe, Epts, Rate
 from secateur.recipes.evaluate import EvaluateRecipe
 from secateur.recipes.export import ExportRecipe
 from secateur.recipes.induction import Initialisation, SparsityInduction
@@ -93,7 +93,6 @@ __all__ = [
     "Kind",
     "LeastSquares",
     "LinearName",
-    "Loss",
     "Magnitude",
     "MeanCorrection",
     "MetadataKey",

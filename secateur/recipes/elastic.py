@@ -27,9 +27,6 @@ class Band(Part):
     weight: float = Field(gt=0, le=1, description="The band's share in the inputs of the next block; all add up to 1.")
 
 
-Loss = Literal["squared", "norm"]
-
-
 class Epts(Part):
     """Optimise an elastic model, which can be materialised at any sparsity (arXiv 2606.25285)."""
 
@@ -39,7 +36,7 @@ class Epts(Part):
         description="`seven` bands of rank 8 (the authors' code), `three` of ranks 24, 16, 16 (the paper), or a list.",
     )
     epochs: float = Field(
-        default=2.5, gt=0, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
+        default=3, gt=0, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
     )
     sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
     learning_rate: float = Field(
@@ -58,10 +55,12 @@ class Epts(Part):
         default=False,
         description="Train all bands in each step (the authors' code); otherwise one of low, of middle and of high rates.",
     )
-    loss: Loss = Field(
-        default="norm",
-        description="A band's squared error (`squared`, the authors'), or its root (`norm`, ours), by which the small "
-        "errors of low rates count for as much as the large ones of high rates.",
+    loss_power: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="A band's squared error is taken to this power. 1 is the authors'; below it (ours) the small errors of low "
+        "rates count for more beside the large ones of high rates, at 0.5 for as much.",
     )
     self_distillation: float = Field(
         default=0.5,

@@ -20,7 +20,7 @@ from secateur.pruning.elastic.nested import kept_bits, removal_ranks
 from secateur.pruning.methods import BITS
 from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
-from secateur.recipes import Epts, Loss
+from secateur.recipes import Epts
 
 RENEWALS = 4  # how often, while a block's weights are trained, its masks are made anew
 
@@ -123,7 +123,7 @@ class Training:
             kept, weights = ({name: pair[part] for name, pair in made.items()} for part in (0, 1))
             with wearing(self._placed.block, self._placed.linears, weights):
                 done = self._placed.lanes.map(
-                    partial(_backward, self._placed, list(weights.values()), self._method.loss),
+                    partial(_backward, self._placed, list(weights.values()), self._method.loss_power),
                     [(sample, band, aim) for sample, aim in zip(samples, wanted, strict=True)],
                 )
             parts = dict(zip(weights, zip(*(each.gradients for each in done), strict=True), strict=True))
@@ -208,18 +208,18 @@ class _Done:
     gradients: tuple[Tensor, ...]
 
 
-def _backward(placed: Placed, weights: list[Tensor], kind: Loss, given: tuple[Sample, int, Tensor]) -> _Done:
+def _backward(placed: Placed, weights: list[Tensor], power: float, given: tuple[Sample, int, Tensor]) -> _Done:
     """Run the block forward and back for a sample, as a band has it, and what that is to give, (batch, seq, hidden)."""
     sample, band, wanted = given
     with torch.enable_grad():
         output = run_block(placed.block, placed.index, sample.streams[band]).float()
-        of_weights = torch.autograd.grad(loss(output, wanted, kind), weights, materialize_grads=True)
+        of_weights = torch.autograd.grad(loss(output, wanted, power), weights, materialize_grads=True)
     made, dense = output.detach(), sample.target.float()
     return _Done(made, (made - dense).square().sum() / dense.square().sum(), of_weights)
 
 
-def loss(output: Tensor, target: Tensor, kind: Loss) -> Tensor:
-    """Squared error summed over positions, mean over sequences and hidden features; or the root of it, by which bands whose
-    errors are small count for as much as those whose errors are large. Both (batch, seq, hidden), float32."""
+def loss(output: Tensor, target: Tensor, power: float) -> Tensor:
+    """Squared error summed over positions, mean over sequences and hidden features, to a `power`: at 0.5 bands whose errors
+    are small count for as much as those whose errors are large. Both (batch, seq, hidden), float32."""
     squared = (output - target).square().sum(dim=1).mean()
-    return squared if kind == "squared" else (squared + torch.finfo(squared.dtype).tiny).sqrt()
+    return (squared + torch.finfo(squared.dtype).tiny) ** power
