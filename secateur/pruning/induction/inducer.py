@@ -181,10 +181,12 @@ def _choice(
             for scale, theta in zip(scales, thetas, strict=True)
             for linear in scale.linears
         }
-        masked = {
-            linear: without(each.weight, removal_mask(each.scores + shifts.get(linear, 0.0), each.target, "row"))
-            for linear, each in linears.items()
-        }
-        with wearing(placed.block, placed.linears, masked):
+
+        def masked(linear: str, shifts: Mapping[str, Tensor] = shifts) -> Tensor:
+            each = linears[linear]
+            return without(each.weight, removal_mask(each.scores + shifts.get(linear, 0.0), each.target, "row"))
+
+        weights = dict(zip(linears, placed.lanes.map(masked, list(linears)), strict=True))
+        with wearing(placed.block, placed.linears, weights):
             errors[name] = guard.error()
     return Choice(min(errors, key=lambda name: errors[name]), errors)

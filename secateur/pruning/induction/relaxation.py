@@ -105,6 +105,9 @@ def gradient(relaxed: Relaxed, of_masked: Tensor) -> Tensor:
     rows = max(1, ELEMENTS_IN_CACHE // of_masked.shape[1])
     for start in range(0, len(of_masked), rows):
         part = slice(start, start + rows)
-        moved = (of_masked[part] * relaxed.slope[part]).float()  # (rows, in_features)
-        total += moved.addcmul_(relaxed.share[part].float(), _summed(moved, relaxed.group), value=-1.0).sum(dim=0)
+        moved, share = (of_masked[part] * relaxed.slope[part]).float(), relaxed.share[part].float()  # (rows, in_features)
+        if relaxed.group is None:
+            total += moved.sum(dim=0).addmv_(share.T, moved.sum(dim=1), alpha=-1.0)
+        else:
+            total += moved.addcmul_(share, _summed(moved, relaxed.group), value=-1.0).sum(dim=0)
     return total
