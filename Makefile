@@ -41,6 +41,9 @@ bench-engine: install ## Time the engine beside llm-compressor on the demo model
 bench-elastic: install ## Cost and perplexities of an elastic model beside single-rate methods, on the demo model
 	@$(BIN)/python -m benchmarks.elastic
 
+bench-energy: install ## Seconds of energy compensation as a share of a forward, on a machine that does nothing else
+	@$(BIN)/python -m benchmarks.energy
+
 bench-estimate: install ## Say what jobs will cost, run them on the demo model, and compare
 	@$(BIN)/python -m benchmarks.estimate
 

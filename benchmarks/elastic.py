@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.engine import MODEL, ROOT, answer, machine
 from benchmarks.estimate import service
-from benchmarks.ours import dense_seconds
+from benchmarks.ours import dense_seconds, transformers_seconds
 from benchmarks.protocol import LENGTH, SAMPLES, perplexity
 from benchmarks.quality import commit
 from secateur.pruning.memory import peak
@@ -63,6 +63,8 @@ def step(wanted: str, folder: Path) -> dict[str, Any]:
         told = made(recipe("elastic"), MODEL, into)
         told["dense_forward_seconds"] = [dense_seconds(MODEL) for _ in range(2)]
         told["forwards"] = told["blocks_seconds"] / mean(told["dense_forward_seconds"])
+        told["transformers_forward_seconds"] = [transformers_seconds(MODEL) for _ in range(2)]
+        told["transformers_forwards"] = told["blocks_seconds"] / mean(told["transformers_forward_seconds"])
         told["dense_forward_processor_seconds"] = dense_seconds(MODEL, time.process_time)
         told["processor_forwards"] = told["processor_seconds"] / told["dense_forward_processor_seconds"]
         return told

@@ -36,7 +36,7 @@ class Epts(Part):
         description="`seven` bands of rank 8 (the authors' code), `three` of ranks 24, 16, 16 (the paper), or a list.",
     )
     epochs: float = Field(
-        default=3, gt=0, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
+        default=2.5, gt=0, le=100, description="Times that each block sees the calibration set (the authors' code: 10)."
     )
     sequences_per_step: int = Field(default=2, ge=1, le=64, description="Sequences that a step is made of (theirs: 1).")
     learning_rate: float = Field(
@@ -56,7 +56,7 @@ class Epts(Part):
         description="Train all bands in each step (the authors' code); otherwise one of low, of middle and of high rates.",
     )
     loss_power: float = Field(
-        default=0.75,
+        default=0.9,
         gt=0,
         le=1,
         description="A band's squared error is taken to this power. 1 is the authors'; below it (ours) the small errors of low "
