@@ -56,7 +56,7 @@ class Epts(Part):
         description="Train all bands in each step (the authors' code); otherwise one of low, of middle and of high rates.",
     )
     loss_power: float = Field(
-        default=0.9,
+        default=0.85,
         gt=0,
         le=1,
         description="A band's squared error is taken to this power. 1 is the authors'; below it (ours) the small errors of low "

@@ -27,7 +27,7 @@ class SparsityInduction(Part):
     )
     learning_rate: float = Field(default=0.03, gt=0, le=1, description="Adam's, of the scales' logarithms (ours).")
     refresh_every: int = Field(
-        default=8,
+        default=4,
         ge=1,
         le=1000,
         description="Steps, each of a sequence, after which masks are made anew of the scales as they are (ours).",
