@@ -1,6 +1,6 @@
 """What Sparsity Induction costs: `make bench-induction`, on a machine that does nothing else.
 
-In one run, on the demo model's calibration set: an epoch of induction and the pruning behind it, all in all, in dense
+In one run, on the demo model's calibration set: an epoch of induction, alone and with the pruning behind it, in dense
 forwards of the same tokens by transformers and by the walker; and the refresh of a block's scores from the cached diagonal
 beside their recomputation, a forward of the tokens through the block that takes in their norms, and the scores from those.
 Kept in results/induction.json.
@@ -110,19 +110,27 @@ def refresh_seconds() -> dict[str, float]:
 
 
 def dense() -> dict[str, float]:
-    """Seconds of a dense forward of the calibration set: transformers' own, and the walker's."""
-    return {"transformers": transformers_seconds(FOLDER), "walker": dense_seconds(FOLDER)}
+    """Seconds of a dense forward of the calibration set: transformers' own, and the walker's; the median of three each."""
+    return {
+        "transformers": median(transformers_seconds(FOLDER) for _ in range(3)),
+        "walker": median(dense_seconds(FOLDER) for _ in range(3)),
+    }
 
 
 def epochs() -> dict[str, dict[str, float]]:
-    """Of each contender the seconds of a pruning with an epoch of induction, all in all, and its multiples of the dense
-    forwards around it."""
+    """Of each contender the seconds of a pruning with an epoch of induction and of the same without; what the epoch costs,
+    which is the difference and the forward that carries the pruned stream on; and multiples of the dense forwards around."""
     found, before = {}, dense()
     for contender, sparsity in CONTENDERS:
-        seconds = seconds_of(f"{contender},induction.name=sparsity_induction", FOLDER, sparsity)
+        pruning = seconds_of(contender, FOLDER, sparsity)
+        whole = seconds_of(f"{contender},induction.name=sparsity_induction", FOLDER, sparsity)
         after = dense()
-        forwards = {f"{who}_forwards": seconds / median([before[who], after[who]]) for who in before}
-        found[f"{contender} {sparsity}"] = {"seconds": seconds, **forwards}
+        forward = {who: median([before[who], after[who]]) for who in before}
+        epoch = whole - pruning + forward["walker"]
+        told = {"seconds": whole, "pruning_seconds": pruning, "epoch_seconds": epoch}
+        for who, one in forward.items():
+            told |= {f"{who}_forward_seconds": one, f"epoch_{who}_forwards": epoch / one, f"{who}_forwards": whole / one}
+        found[f"{contender} {sparsity}"] = told
         before = after
     return found
 
