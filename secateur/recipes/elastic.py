@@ -59,8 +59,8 @@ class Epts(Part):
         default=0.85,
         gt=0,
         le=1,
-        description="A band's squared error is taken to this power. 1 is the authors'; below it (ours) the small errors of low "
-        "rates count for more beside the large ones of high rates, at 0.5 for as much.",
+        description="A band's squared error is taken to this power. 1 is the authors'; below it (ours) the small errors of "
+        "low rates count for more beside the large ones of high rates, at 0.5 for as much.",
     )
     self_distillation: float = Field(
         default=0.5,
