@@ -13,7 +13,6 @@ from secateur.pruning.device import best_device
 from secateur.pruning.events import Narrator
 from secateur.pruning.families import Family
 from secateur.pruning.linears import unused_tensors
-from secateur.pruning.memory import keep_what_is_freed
 from secateur.pruning.resume import Attempt
 from secateur.pruning.targets import targets_of
 from secateur.pruning.walk import Walk
@@ -42,7 +41,6 @@ def prune_blocks(
         if tokens is not None and pruner.observing and first < total
         else None
     )
-    keep_what_is_freed(training=recipe.method.induction is not None)
     began = time.monotonic()
     if walk:
         walk.catch_up(attempt, dense=recipe.propagate == "none")
@@ -60,7 +58,6 @@ def prune_blocks(
         if walk and index + 1 < total:
             attempt.save(index + 1, [batch.hidden for batch in walk.travellers])
         narrator.progress(index + 1, total)
-    keep_what_is_freed()
     return spent + allocating + time.monotonic() - began
 
 
