@@ -46,6 +46,12 @@ class Epts(Part):
         default=True, description="Ours: train the weights themselves too; masks follow them. The paper's way is false."
     )
     base_learning_rate: float = Field(default=7e-4, ge=0, le=1, description="Adam's for the weights, with `train_base`.")
+    momentum: float = Field(
+        default=0.7,
+        ge=0,
+        lt=1,
+        description="Adam's beta1, for both. With the 0.9 of the authors' many steps, the first of a few weigh on the last.",
+    )
     streams: Literal["mixed", "groups"] = Field(
         default="groups",
         description="What the next block is trained on: outputs at rates of all bands, mixed (`mixed`, the paper's); or "

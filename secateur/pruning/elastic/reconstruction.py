@@ -22,6 +22,7 @@ from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
 from secateur.recipes import Epts
 
+BETA2 = 0.999  # Adam's memory of squared gradients
 RENEWALS = 4  # how often, while a block's weights are trained, its masks are made anew
 
 
@@ -98,10 +99,10 @@ class Training:
 
     def _optimiser(self, name: str) -> torch.optim.Adam:
         """Of one linear, so that linears are updated side by side."""
-        pair = {"params": [self.chains[name].up, self.chains[name].down], "lr": self._method.learning_rate}
-        if name not in self._masters:
-            return torch.optim.Adam([pair], fused=True)
-        return torch.optim.Adam([pair, {"params": [self._masters[name]], "lr": self._method.base_learning_rate}], fused=True)
+        groups = [{"params": [self.chains[name].up, self.chains[name].down], "lr": self._method.learning_rate}]
+        if name in self._masters:
+            groups.append({"params": [self._masters[name]], "lr": self._method.base_learning_rate})
+        return torch.optim.Adam(groups, betas=(self._method.momentum, BETA2), fused=True)
 
     def _each(self, work: Callable[[str], T]) -> dict[str, T]:
         """`work` of every linear's name, linears side by side."""
