@@ -19,14 +19,16 @@ from benchmarks.protocol import LENGTH, ROOT, SAMPLES, token_ids
 from benchmarks.quality import commit
 from secateur.pruning.allocation import uniform
 from secateur.pruning.checkpoint import DTYPES, Checkpoint
-from secateur.pruning.compensation import compensated
 from secateur.pruning.device import best_device
 from secateur.pruning.discovery import family_of
+from secateur.pruning.energy import energy_compensated
 from secateur.pruning.headers import read_model
 from secateur.pruning.linears import linears_of
+from secateur.pruning.memory import keep_what_is_freed
 from secateur.pruning.methods import Pruned
 from secateur.pruning.methods.magnitude import MagnitudeMethod
-from secateur.pruning.streaming import StreamedModel, forward
+from secateur.pruning.stages import groups_of
+from secateur.pruning.streaming import PROBE_TOKENS, StreamedModel, forward
 from secateur.recipes import Calibration, EnergyCompensation, Magnitude, Sparsity
 
 RESULTS: Path = ROOT / "benchmarks" / "results" / "energy.json"
@@ -45,18 +47,22 @@ def token_sets() -> dict[str, Tensor]:
 
 
 def main() -> None:
+    keep_what_is_freed()  # as a job does
     headers = read_model(FOLDER)
     with Checkpoint(FOLDER, headers) as source, torch.no_grad():
         family = family_of(headers)
         model = StreamedModel(source, family, DTYPES["bfloat16"], best_device())
         names = [linear.module for linear in linears_of(headers, family)[BLOCK]]
         with model.block(BLOCK) as block:
-            weights = [block.get_submodule(name).get_parameter("weight") for name in names]
+            groups = groups_of(block, BLOCK, names, model.enter(token_ids(FOLDER)[:1, :PROBE_TOKENS]))
             targets = uniform(Sparsity(target=0.5), names)
-            pruned = MagnitudeMethod(Magnitude(name="magnitude")).prune(weights, [targets[name] for name in names], None)
+            magnitude, linears = MagnitudeMethod(Magnitude(name="magnitude")), []
+            for group in groups:
+                weights = [block.get_submodule(name).get_parameter("weight") for name in group]
+                linears.append((weights, magnitude.prune(weights, [targets[name] for name in group], None)))
 
-            def compensate() -> list[Pruned]:
-                return [compensated(weight, each, WANTED, None) for weight, each in zip(weights, pruned, strict=True)]
+            def compensate() -> list[list[Pruned]]:
+                return [energy_compensated(weights, pruned, WANTED) for weights, pruned in linears]
 
             seconds = {}
             for name, tokens in token_sets().items():

@@ -11,6 +11,7 @@ from torch import Tensor
 from secateur import recipes
 from secateur.pruning.allocation import Target
 from secateur.pruning.compensation import compensated, mean_corrected
+from secateur.pruning.energy import energy_compensated
 from secateur.pruning.facts import Choice
 from secateur.pruning.guard import Guard
 from secateur.pruning.methods import Method, Pruned, ScoreMethod
@@ -150,6 +151,8 @@ class GroupPruner:
         wanted, observed = self._wanted, task.observed
         if not isinstance(wanted, recipes.Correction):
             return plain
+        if isinstance(wanted, recipes.EnergyCompensation):
+            return energy_compensated(task.dense.weights, plain, wanted)
         if observed and observed.moments:
             mean, linears = observed.moments.mean, zip(task.dense.weights, plain, task.dense.biases, strict=True)
             return [mean_corrected(weight, each, mean, bias) for weight, each, bias in linears]

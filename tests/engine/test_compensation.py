@@ -18,12 +18,12 @@ from secateur.problems import ProblemError
 from secateur.pruning.calibration import calibration_set, tokenise
 from secateur.pruning.compensation import (
     compensated,
-    energy_compensated,
     least_squares_factors,
     matching_factors,
     output_moments,
 )
 from secateur.pruning.datasets import read_text
+from secateur.pruning.energy import energy_compensated
 from secateur.pruning.methods import Pruned
 from secateur.pruning.statistics import InputSample, chosen_tokens
 from secateur.recipes import EnergyCompensation, LeastSquares, VarianceMatching
@@ -43,6 +43,19 @@ def of_mask(weight: Tensor, removed: Tensor) -> Pruned:
     return Pruned(weight.masked_fill(removed, 0.0), removed, 0.5, "diagonal")
 
 
+def energy(weight: Tensor, removed: Tensor, **constants: Any) -> Tensor:
+    """A weight after energy compensation of what is left of it."""
+    wanted = EnergyCompensation(name="energy", **constants)
+    return energy_compensated([weight], [of_mask(weight, removed)], wanted)[0].weight
+
+
+def by_name(name: str, weight: Tensor, removed: Tensor, inputs: Tensor) -> Tensor:
+    if name == "energy":
+        return energy(weight, removed)
+    kinds: dict[str, Any] = {"variance_matching": VarianceMatching, "least_squares": LeastSquares}
+    return compensated(weight, of_mask(weight, removed), kinds[name](name=name), inputs).weight
+
+
 def column_step(weight: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """The paper's column step before and after the mask is applied again, by its equations, in float64."""
     dense, pruned = weight.double(), weight.double().masked_fill(removed, 0.0)
@@ -56,10 +69,10 @@ def test_energy_compensation_is_the_papers_two_steps() -> None:
     weight, removed = problem()
     dense, (_, columns) = weight.double(), column_step(weight, removed)
     mean = dense.mean(dim=1, keepdim=True)
-    energy = (dense - mean).square().sum(dim=1, keepdim=True)  # of the dense weight, in the row step too
-    factors = (energy / (columns - mean).square().sum(dim=1, keepdim=True)).sqrt()
+    spread = (dense - mean).square().sum(dim=1, keepdim=True)  # of the dense weight, in the row step too
+    factors = (spread / (columns - mean).square().sum(dim=1, keepdim=True)).sqrt()
     expected = ((columns - mean) * factors + mean).masked_fill(removed, 0.0)
-    result = energy_compensated(weight, weight.masked_fill(removed, 0.0), removed, 0.0, WIDE)
+    result = energy(weight, removed, epsilon=0.0, clamp=WIDE)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -79,15 +92,26 @@ def test_weights_without_a_mean_have_exactly_their_energy_again() -> None:
     weight, removed = problem(mean=0.0)
     weight = torch.cat([torch.cat([weight, -weight], dim=0), torch.cat([-weight, weight], dim=0)], dim=1)  # (80, 60)
     removed = removed.repeat(2, 2)
-    result = energy_compensated(weight, weight.masked_fill(removed, 0.0), removed, 0.0, WIDE)
+    result = energy(weight, removed, epsilon=0.0, clamp=WIDE)
     torch.testing.assert_close(result.square().sum(dim=1), weight.square().sum(dim=1))
 
 
-@pytest.mark.parametrize("wanted", [EnergyCompensation(name="energy"), VarianceMatching(name="variance_matching")])
-def test_where_nothing_is_removed_nothing_changes(wanted: Any) -> None:
+@pytest.mark.parametrize("name", ["energy", "variance_matching"])
+def test_where_nothing_is_removed_nothing_changes(name: str) -> None:
     weight, _ = problem()
-    result = compensated(weight, of_mask(weight, torch.zeros_like(weight, dtype=torch.bool)), wanted, torch.randn(50, 30))
-    torch.testing.assert_close(result.weight, weight, rtol=1e-6, atol=1e-6)
+    result = by_name(name, weight, torch.zeros_like(weight, dtype=torch.bool), torch.randn(50, 30))
+    torch.testing.assert_close(result, weight, rtol=1e-6, atol=1e-6)
+
+
+def test_energy_compensation_of_many_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, removed = problem(out_features=101)
+    whole = energy(weight, removed)
+    monkeypatch.setattr("secateur.pruning.energy.ELEMENTS_IN_CACHE", 7 * weight.shape[1])
+    made = energy_compensated([weight] * 2, [of_mask(weight, removed)] * 2, EnergyCompensation(name="energy"))
+    torch.testing.assert_close(made[0].weight, whole)
+    error = (weight - whole).square().sum() / weight.square().sum()
+    assert made[0].error == pytest.approx(float(error), rel=1e-5)
+    assert made[0].error_measure == "weights"
 
 
 @settings(max_examples=30, deadline=None)
@@ -95,13 +119,8 @@ def test_where_nothing_is_removed_nothing_changes(wanted: Any) -> None:
 def test_what_is_removed_stays_removed(seed: int, name: str) -> None:
     weight, removed = problem(seed)
     removed[:, 3], removed[5] = True, True  # a column and a row with nothing left
-    kinds: dict[str, Any] = {
-        "energy": EnergyCompensation,
-        "variance_matching": VarianceMatching,
-        "least_squares": LeastSquares,
-    }
     inputs = torch.randn(64, 30, generator=torch.Generator().manual_seed(seed))
-    result = compensated(weight, of_mask(weight, removed), kinds[name](name=name), inputs).weight
+    result = by_name(name, weight, removed, inputs)
     assert bool((result[removed] == 0).all())
     assert not bool(torch.signbit(result[removed]).any())
     assert bool(result.isfinite().all())
@@ -116,7 +135,7 @@ def test_factors_stay_within_the_clamp_and_those_held_back_are_told() -> None:
     assert float(factors.max()) <= 1.2 + 1e-6
     assert float(factors.min()) >= 0.9 - 1e-6
     assert any(told.startswith("factors_clamped:") for told in result.fallbacks)
-    column = energy_compensated(weight, weight.masked_fill(removed, 0.0), removed, 0.0, (0.8, 1.0))
+    column = energy(weight, removed, epsilon=0.0, clamp=(0.8, 1.0))
     assert bool(column.isfinite().all())
 
 
@@ -197,7 +216,7 @@ def test_energy_compensation_of_magnitude_needs_no_data(llama: Path, tmp_path: P
         name = "model.layers.1.mlp.up_proj.weight"
         weight, dense = written.read(name), source.read(name)
     removed = weight == 0
-    expected = energy_compensated(dense, dense.masked_fill(removed, 0.0), removed, 1e-8, (0.8, 1.5))
+    expected = energy(dense, removed)
     torch.testing.assert_close(weight, expected)
 
 
