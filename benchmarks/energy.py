@@ -27,8 +27,7 @@ from secateur.pruning.linears import linears_of
 from secateur.pruning.memory import keep_what_is_freed
 from secateur.pruning.methods import Pruned
 from secateur.pruning.methods.magnitude import MagnitudeMethod
-from secateur.pruning.stages import groups_of
-from secateur.pruning.streaming import PROBE_TOKENS, StreamedModel, forward
+from secateur.pruning.streaming import StreamedModel, forward
 from secateur.recipes import Calibration, EnergyCompensation, Magnitude, Sparsity
 
 RESULTS: Path = ROOT / "benchmarks" / "results" / "energy.json"
@@ -54,15 +53,12 @@ def main() -> None:
         model = StreamedModel(source, family, DTYPES["bfloat16"], best_device())
         names = [linear.module for linear in linears_of(headers, family)[BLOCK]]
         with model.block(BLOCK) as block:
-            groups = groups_of(block, BLOCK, names, model.enter(token_ids(FOLDER)[:1, :PROBE_TOKENS]))
+            weights = [block.get_submodule(name).get_parameter("weight") for name in names]
             targets = uniform(Sparsity(target=0.5), names)
-            magnitude, linears = MagnitudeMethod(Magnitude(name="magnitude")), []
-            for group in groups:
-                weights = [block.get_submodule(name).get_parameter("weight") for name in group]
-                linears.append((weights, magnitude.prune(weights, [targets[name] for name in group], None)))
+            pruned = MagnitudeMethod(Magnitude(name="magnitude")).prune(weights, [targets[name] for name in names], None)
 
-            def compensate() -> list[list[Pruned]]:
-                return [energy_compensated(weights, pruned, WANTED) for weights, pruned in linears]
+            def compensate() -> list[Pruned]:
+                return [energy_compensated(weight, each, WANTED) for weight, each in zip(weights, pruned, strict=True)]
 
             seconds = {}
             for name, tokens in token_sets().items():

@@ -152,7 +152,7 @@ class GroupPruner:
         if not isinstance(wanted, recipes.Correction):
             return plain
         if isinstance(wanted, recipes.EnergyCompensation):
-            return energy_compensated(task.dense.weights, plain, wanted)
+            return [energy_compensated(weight, each, wanted) for weight, each in zip(task.dense.weights, plain, strict=True)]
         if observed and observed.moments:
             mean, linears = observed.moments.mean, zip(task.dense.weights, plain, task.dense.biases, strict=True)
             return [mean_corrected(weight, each, mean, bias) for weight, each, bias in linears]

@@ -46,7 +46,7 @@ def of_mask(weight: Tensor, removed: Tensor) -> Pruned:
 def energy(weight: Tensor, removed: Tensor, **constants: Any) -> Tensor:
     """A weight after energy compensation of what is left of it."""
     wanted = EnergyCompensation(name="energy", **constants)
-    return energy_compensated([weight], [of_mask(weight, removed)], wanted)[0].weight
+    return energy_compensated(weight, of_mask(weight, removed), wanted).weight
 
 
 def by_name(name: str, weight: Tensor, removed: Tensor, inputs: Tensor) -> Tensor:
@@ -106,12 +106,12 @@ def test_where_nothing_is_removed_nothing_changes(name: str) -> None:
 def test_energy_compensation_of_many_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, removed = problem(out_features=101)
     whole = energy(weight, removed)
-    monkeypatch.setattr("secateur.pruning.energy.ELEMENTS_IN_CACHE", 7 * weight.shape[1])
-    made = energy_compensated([weight] * 2, [of_mask(weight, removed)] * 2, EnergyCompensation(name="energy"))
-    torch.testing.assert_close(made[0].weight, whole)
+    monkeypatch.setattr("secateur.pruning.energy.MOST_ELEMENTS", 7 * weight.shape[1])
+    made = energy_compensated(weight, of_mask(weight, removed), EnergyCompensation(name="energy"))
+    torch.testing.assert_close(made.weight, whole)
     error = (weight - whole).square().sum() / weight.square().sum()
-    assert made[0].error == pytest.approx(float(error), rel=1e-5)
-    assert made[0].error_measure == "weights"
+    assert made.error == pytest.approx(float(error), rel=1e-5)
+    assert made.error_measure == "weights"
 
 
 @settings(max_examples=30, deadline=None)
