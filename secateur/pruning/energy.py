@@ -63,8 +63,7 @@ def energy_compensated(weight: Tensor, pruned: Pruned, wanted: EnergyCompensatio
         scaled = _scaled(part, of_part, line, wanted)
         into.copy_(scaled).add_(0.0)  # what underflows is +0.0, like all that is removed
         lost += torch.linalg.vector_norm(part.weight.to(torch.float32, copy=True).sub_(scaled)).square_()
-    whole = sum(float(each.row_squares.sum()) for each in sums)
-    return replace(pruned, weight=result, error=share(float(lost), whole), error_measure="weights")
+    return replace(pruned, weight=result, error=share(float(lost), float(columns[1].sum())), error_measure="weights")
 
 
 def _parts(weight: Tensor, pruned: Pruned) -> Iterator[_Part]:
