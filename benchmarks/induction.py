@@ -60,7 +60,7 @@ def refresh_seconds() -> dict[str, float]:
     with Checkpoint(FOLDER, headers) as source, torch.no_grad():
         family, tokens = family_of(headers), token_ids(FOLDER)
         model = StreamedModel(source, family, DTYPES["bfloat16"], best_device())
-        batches, probe = model.batches(tokens, single=True), model.enter(tokens[:1, :PROBE_TOKENS])
+        batches, probe = model.batches(tokens), model.enter(tokens[:1, :PROBE_TOKENS])
         linears = linears_of(headers, family)[BLOCK]
         targets = uniform(Sparsity(target=0.5), [linear.module for linear in linears])
         method, tau = Wanda(name="wanda"), SparsityInduction(name="sparsity_induction").temperature[0]

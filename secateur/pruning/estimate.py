@@ -263,9 +263,8 @@ def _device_bytes(recipe: Recipe, shape: Shape, observed: int, evaluated: int, l
     if isinstance(recipe, PruneRecipe):
         activations = observed * size * max(4 * shape.hidden, 2 * shape.hidden + shape.middle)
         if recipe.method.induction:
-            length = min(recipe.calibration.sequence_length, observed)
             activations += observed * size * shape.hidden  # the dense stream
-            activations += _PASSES_KEPT * _batches_bytes(shape, size, length, lanes) + _INDUCED_BYTES * block // (2 * size)
+            activations += _PASSES_KEPT * _batches_bytes(shape, size, observed, lanes) + _INDUCED_BYTES * block // (2 * size)
         walked = activations + block + _batches_bytes(shape, size, observed, lanes) + _method_bytes(recipe, shape)
         pruning = walked + outside if observed else max(walked, outside)
     if isinstance(recipe, ElasticRecipe):

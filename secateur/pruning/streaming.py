@@ -22,7 +22,7 @@ from secateur.pruning.explain import is_out_of_memory
 from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
 from secateur.pruning.linears import linears_of, widths_of
-from secateur.pruning.memory import batch_tokens
+from secateur.pruning.memory import TRAINING_TOKENS, batch_tokens
 from secateur.pruning.quiet import quiet_transformers
 from secateur.pruning.skeleton import without_weights
 
@@ -52,7 +52,7 @@ class StreamedModel:
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.block_list).children())
         self.count = len(self._blocks)
         self.lanes = lanes(device)
-        self.batch_tokens = batch_tokens(*widths_of(linears_of(checkpoint.headers, family)), dtype, device)
+        self._widths = widths_of(linears_of(checkpoint.headers, family))
         inside = f"{family.block_list}."
         self._outside = {name: empty for name, empty in self.model.state_dict().items() if not name.startswith(inside)}
         self._origins = self._load_outside_blocks()
@@ -86,10 +86,14 @@ class StreamedModel:
     def _read(self, checkpoint: Checkpoint, parameter: str) -> Tensor:
         return checkpoint.read(self._tensors[parameter], self._dtype, self.device)
 
-    def batches(self, tokens: Tensor, *, single: bool = False) -> list[MicroBatch]:
-        """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be, or
-        `single` sequences."""
-        size = 1 if single else max(1, min(self.batch_tokens // tokens.shape[1], -(-len(tokens) // self.lanes.count)))
+    def batches(self, tokens: Tensor, *, step: int | None = None) -> list[MicroBatch]:
+        """`tokens`, (sequences, seq), in micro-batches before the first block, at least one for each lane if it can be.
+
+        `step`: the blocks are trained on so many sequences at a time. How they are grouped changes what is learned, so the
+        memory that happens to be free has no say then.
+        """
+        most = TRAINING_TOKENS if step else batch_tokens(*self._widths, self._dtype, self.device)
+        size = max(1, min(most // tokens.shape[1], -(-(step or len(tokens)) // self.lanes.count)))
         return self._entered(torch.split(tokens, size))
 
     def _entered(self, parts: Iterable[Tensor]) -> list[MicroBatch]:

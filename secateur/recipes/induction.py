@@ -25,12 +25,18 @@ class SparsityInduction(Part):
         description="Where scales begin: `data`, (median - mean)^2 of each input (the paper's equation 5, floored); `rms`, "
         "its root mean square; `one`. By default `rms` before Magnitude and `one` before other methods.",
     )
-    learning_rate: float = Field(default=0.03, gt=0, le=1, description="Adam's, of the scales' logarithms (ours).")
-    refresh_every: int = Field(
-        default=4,
+    sequences_per_step: int = Field(
+        default=8,
         ge=1,
-        le=1000,
-        description="Steps, each of a sequence, after which masks are made anew of the scales as they are (ours).",
+        le=64,
+        description="Sequences that a step is made of; fewer where an epoch had less than four steps (ours).",
+    )
+    learning_rate: float = Field(default=0.06, gt=0, le=1, description="Adam's, of the scales' logarithms (ours).")
+    momentum: float = Field(
+        default=0.7, ge=0, lt=1, description="Adam's beta1: of a few steps, the first are forgotten (ours)."
+    )
+    refresh_every: int = Field(
+        default=1, ge=1, le=1000, description="Steps after which masks are made anew of the scales as they are (ours)."
     )
     temperature: tuple[Annotated[float, Field(gt=0, le=10)], Annotated[float, Field(gt=0, le=10)]] = Field(
         default=(0.1, 0.05),

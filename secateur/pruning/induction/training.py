@@ -17,6 +17,9 @@ from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
 from secateur.recipes import SparsityInduction
 
+BETA2 = 0.999  # Adam's memory of squared gradients
+FEWEST_STEPS = 4  # of an epoch
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -30,10 +33,15 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A sequence before a block as the pruned model has it, and what is to come out, (1, seq, hidden)."""
+    """A micro-batch before a block as the pruned model has it, and what is to come out, (batch, seq, hidden)."""
 
     batch: MicroBatch
     target: Tensor
+
+
+def sequences_of_a_step(wanted: SparsityInduction, total: int) -> int:
+    """As many as are `wanted`, or fewer where `total` are too few for `FEWEST_STEPS`."""
+    return min(wanted.sequences_per_step, -(-total // FEWEST_STEPS))
 
 
 class Training:
@@ -52,7 +60,7 @@ class Training:
     ) -> None:
         self._placed, self._linears, self._scales, self._wanted = placed, linears, scales, wanted
         self.thetas = [theta.clone() for theta in begin]
-        self._optimiser = torch.optim.Adam(self.thetas, lr=wanted.learning_rate)
+        self._optimiser = torch.optim.Adam(self.thetas, lr=wanted.learning_rate, betas=(wanted.momentum, BETA2))
         self._of_linear = {name: place for place, scale in enumerate(scales) for name in scale.linears}
         weights = {name: linear.weight for name, linear in linears.items()}
         strength, alpha = wanted.spectral_weight, wanted.spectral_alpha
@@ -60,20 +68,18 @@ class Training:
         self._of_spectral: list[Tensor] = [torch.zeros_like(theta) for theta in self.thetas]
 
     def run(self, samples: Sequence[Sample], generator: torch.Generator) -> None:
-        """All epochs over the `samples`, a step for each. Scores follow the scales without a forward: logarithms are added.
-
-        The steps between two refreshes have the same masks: their gradients do not depend on one another, and the lanes
-        share them.
-        """
+        """All epochs over the `samples`. Scores follow the scales without a forward: logarithms are added."""
         epochs, window = self._wanted.epochs, self._wanted.refresh_every
         order = [i for _ in range(epochs) for i in torch.randperm(len(samples), generator=generator).tolist()]
-        for start in range(0, len(order), window):
-            self._refresh(start / len(order))
+        sequences = [len(sample.target) for sample in samples]
+        size = max(1, sequences_of_a_step(self._wanted, sum(sequences)) // max(sequences))
+        steps = [order[start : start + size] for start in range(0, len(order), size)]
+        for start in range(0, len(steps), window):
+            self._refresh(start / len(steps))
             masked = {name: each.masked.requires_grad_() for name, each in self._relaxed.items()}
             with wearing(self._placed.block, self._placed.linears, masked):
-                found = self._placed.lanes.map(self._gradients, [samples[i] for i in order[start : start + window]])
-            for each in found:
-                self._step(each)
+                for step in steps[start : start + window]:
+                    self._step(self._gradients([samples[i] for i in step]))
 
     def _refresh(self, progress: float) -> None:
         """Make masks and slopes of the scales as they are now. `progress`: from 0 to 1, by which the mask hardens."""
@@ -100,11 +106,27 @@ class Training:
         for scale, theta in zip(self._scales, self.thetas, strict=True):
             theta.copy_(scale.centred(theta))
 
-    def _gradients(self, sample: Sample) -> dict[str, Tensor]:
-        """Of the loss on a sample by the shift of each scaled linear's log-scores, (in_features,)."""
+    def _gradients(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Of the mean loss on `samples` by the shift of each scaled linear's log-scores, (in_features,)."""
+        lanes = self._placed.lanes
+        shares = [samples[lane :: lanes.count] for lane in range(min(lanes.count, len(samples)))]
+        parts, sequences = lanes.map(self._of_masked, shares), sum(len(sample.target) for sample in samples)
+
+        def of_shift(name: str) -> Tensor:
+            first, *others = (part[name] for part in parts)
+            return gradient(self._relaxed[name], sum(others, start=first)) / sequences
+
         names = list(self._of_linear)
-        with torch.enable_grad():
-            output = run_block(self._placed.block, self._placed.index, sample.batch)
-            loss = relative_error(output, sample.target)
-            found = torch.autograd.grad(loss, [self._relaxed[name].masked for name in names], materialize_grads=True)
-        return {name: gradient(self._relaxed[name], each) for name, each in zip(names, found, strict=True)}
+        return dict(zip(names, lanes.map(of_shift, names), strict=True))
+
+    def _of_masked(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        """Of the sum of the sequences' losses by the masked weight of each scaled linear, of its shape."""
+        weights = [self._relaxed[name].masked for name in self._of_linear]
+        total: list[Tensor] = []
+        for sample in samples:
+            with torch.enable_grad():
+                output = run_block(self._placed.block, self._placed.index, sample.batch)
+                loss = relative_error(output, sample.target) * len(sample.target)
+                found = torch.autograd.grad(loss, weights, materialize_grads=True)
+            total = [before.add_(each) for before, each in zip(total, found, strict=True)] if total else list(found)
+        return dict(zip(self._of_linear, total, strict=True))
