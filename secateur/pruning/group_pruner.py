@@ -21,6 +21,7 @@ from secateur.pruning.statistics import Glimpse, InputMoments, InputSample, Stat
 
 _Way = tuple[Method, Tensor | None]  # with which emphasis of its scores
 Place = Callable[[list[Pruned]], None]  # puts candidates into the block
+LEAST_GAIN = 0.01  # of what was learned without a method's update; less than that is chance on one sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,8 @@ class GroupPruner:
                 newest[name] = _pruned(method, task, emphasis)
             return newest[name]
 
-        best, choices = guard.choose(((name, self._compensated(task, plain(name))) for name in ways), place)
+        made_of = ((name, self._compensated(task, plain(name))) for name in ways)
+        best, choices = guard.choose(made_of, place, least_gain=LEAST_GAIN if "trained" in ways else 0.0)
         made = [choices] if len(ways) > 1 else []
         wanted = self._wanted
         if isinstance(wanted, recipes.Correction) and wanted.guard:

@@ -80,15 +80,20 @@ class Guard:
         return float(relative_error(run_block(self._block, self._index, self.pruned), self._target))
 
     def choose(
-        self, candidates: Iterable[tuple[str, list[Pruned]]], place: Callable[[list[Pruned]], None], *known: Trial
+        self,
+        candidates: Iterable[tuple[str, list[Pruned]]],
+        place: Callable[[list[Pruned]], None],
+        *known: Trial,
+        least_gain: float = 0.0,
     ) -> tuple[Trial, Choice]:
         """The candidate whose error is least once `place` has put it into the block, of equal ones the first; it is in the
-        block afterwards. `known`: trials that were made in this very state of the block, compared after the others."""
+        block afterwards. `known`: trials that were made in this very state of the block, compared after the others.
+        `least_gain`: the share of an earlier one's error by which a later one has to lower it."""
         best: Trial | None = None
         errors: dict[str, float] = {}
         for trial in chain((self._tried(name, candidate, place) for name, candidate in candidates), known):
             errors[trial.name] = trial.error
-            if best is None or trial.error < best.error:
+            if best is None or trial.error < best.error * (1 - least_gain):
                 best = trial
         assert best is not None, "there is something to choose from"  # noqa: S101 - for the type checker
         place(best.candidate)
