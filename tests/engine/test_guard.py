@@ -50,9 +50,9 @@ class Setting:
     def place(self, pruned: list[Pruned]) -> None:
         self.block.weight = nn.Parameter(pruned[0].weight, requires_grad=False)
 
-    def choose(self, **candidates: Tensor) -> Any:
+    def choose(self, *, least_gain: float = 0.0, **candidates: Tensor) -> Any:
         named = [(name, candidate(weight)) for name, weight in candidates.items()]
-        return self.guard.choose(named, self.place)
+        return self.guard.choose(named, self.place, least_gain=least_gain)
 
 
 def test_a_compensation_that_raises_the_error_is_refused() -> None:
@@ -73,6 +73,16 @@ def test_a_compensation_that_lowers_it_is_taken_and_goes_on() -> None:
     expected = setting.guard.pruned.hidden @ (halved * 1.8).T
     setting.guard.leave()
     torch.testing.assert_close(setting.guard.pruned.hidden, expected)
+
+
+@pytest.mark.parametrize(("least_gain", "chosen"), [(0.03, "scaled"), (0.05, "none")])
+def test_a_gain_can_be_too_small_to_be_taken(least_gain: float, chosen: str) -> None:
+    setting = Setting()
+    near = {"none": setting.dense * 0.5, "scaled": setting.dense * 0.51}  # errors of 0.25 and 0.24
+    _, choice = setting.choose(least_gain=least_gain, **near)
+    assert choice.chosen == chosen
+    assert choice.errors["scaled"] < choice.errors["none"]
+    torch.testing.assert_close(setting.block.weight, near[chosen])
 
 
 def test_of_equal_candidates_the_first_is_taken() -> None:

@@ -17,8 +17,9 @@ from secateur.pruning import admission, pipeline
 from secateur.pruning.discovery import family_of
 from secateur.pruning.estimate import estimate
 from secateur.pruning.events import Event
+from secateur.pruning.induction.training import sequences_of_a_step
 from secateur.pruning.linears import linears_of
-from secateur.recipes import RIA, Magnitude
+from secateur.recipes import RIA, Magnitude, SparsityInduction
 from tests.engine.conftest import MakeModel
 from tests.engine.runs import checkpoint, prune, recipe
 
@@ -66,6 +67,11 @@ def test_training_lowers_the_error_on_what_it_has_not_seen(make_model: MakeModel
     for block in blocks:
         errors = block["induction"]["choice"]["errors"]
         assert errors["trained"] < 0.97 * errors["one"]
+
+
+@pytest.mark.parametrize(("total", "expected"), [(31, 8), (64, 8), (6, 2), (1, 1)])
+def test_an_epoch_of_few_sequences_still_has_steps(total: int, expected: int) -> None:
+    assert sequences_of_a_step(SparsityInduction(name="sparsity_induction"), total) == expected
 
 
 def test_a_block_that_training_harms_stays_as_it_is(llama: Path, tmp_path: Path) -> None:

@@ -204,6 +204,20 @@ def test_memory_that_runs_out_halves_the_micro_batches(llama: Path, tmp_path: Pa
     assert weights[0] == weights[1]
 
 
+def test_memory_that_runs_out_where_sparsity_is_induced_leaves_what_is_aimed_at(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(layers=2)
+    method = {"name": "wanda", "induction": {"name": "sparsity_induction", "sequences_per_step": 64}}
+    wanted = recipe(method, calibration={"samples": 264, "sequence_length": 32})
+    before = prune(wanted, model, tmp_path / "undisturbed").report["blocks"]
+    OutOfMemory(monkeypatch, {5})  # in the first block, whose training is over: its targets are behind it by then
+    after = prune(wanted, model, tmp_path / "again").report["blocks"]
+    assert [note.partition("=")[0] for note in after[0]["fallbacks"]] == ["out_of_memory:micro_batch"]
+    errors = [[block["induction"]["choice"]["errors"]["trained"] for block in blocks] for blocks in (after, before)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.2)  # other micro-batches, other steps
+
+
 def test_memory_that_does_not_suffice_for_one_sequence_is_a_problem(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
