@@ -264,7 +264,8 @@ def _device_bytes(recipe: Recipe, shape: Shape, observed: int, evaluated: int, l
         activations = observed * size * max(4 * shape.hidden, 2 * shape.hidden + shape.middle)
         if recipe.method.induction:
             activations += observed * size * shape.hidden  # the dense stream
-            activations += _PASSES_KEPT * _batches_bytes(shape, size, observed, lanes) + _INDUCED_BYTES * block // (2 * size)
+            graph = _batches_bytes(shape, size, observed, lanes)  # a backward pass needs so much beside a forward, measured
+            activations += graph + _INDUCED_BYTES * block // (2 * size)
         walked = activations + block + _batches_bytes(shape, size, observed, lanes) + _method_bytes(recipe, shape)
         pruning = walked + outside if observed else max(walked, outside)
     if isinstance(recipe, ElasticRecipe):
