@@ -13,6 +13,7 @@ from secateur.pruning.device import best_device
 from secateur.pruning.events import Narrator
 from secateur.pruning.families import Family
 from secateur.pruning.linears import unused_tensors
+from secateur.pruning.memory import give_back, keep_what_is_freed
 from secateur.pruning.resume import Attempt
 from secateur.pruning.targets import targets_of
 from secateur.pruning.walk import Walk
@@ -41,6 +42,7 @@ def prune_blocks(
         if tokens is not None and pruner.observing and first < total
         else None
     )
+    keep_what_is_freed(training=recipe.method.induction is not None)
     began = time.monotonic()
     if walk:
         walk.catch_up(attempt, dense=recipe.propagate == "none")
@@ -58,7 +60,10 @@ def prune_blocks(
         if walk and index + 1 < total:
             attempt.save(index + 1, [batch.hidden for batch in walk.travellers])
         narrator.progress(index + 1, total)
-    return spent + allocating + time.monotonic() - began
+    seconds = spent + allocating + time.monotonic() - began
+    keep_what_is_freed()
+    give_back()  # what comes next reads files, which count as memory meanwhile
+    return seconds
 
 
 def write_outside_blocks(source: Checkpoint, family: Family, dtype: torch.dtype, attempt: Attempt) -> None:

@@ -33,7 +33,8 @@ _PER_SPECTRUM = 20.0  # of singular values, out x in^2
 _PER_CUBE_OF_EIGENVECTORS, _SETTLED = 60.0, 0.4  # of ALPS: the decomposition; the share of its iterations that are needed
 
 # Forwards that induction is worth: the dense model's and the statistics, and for each epoch one with two back and the masks.
-_INDUCED, _INDUCED_EACH = 1.1, 4.5
+# Less than are made: those have larger micro-batches. By runs with it and without (`make bench-induction`).
+_INDUCED, _INDUCED_EACH = 1.1, 3.2
 
 # Operations a second of a worker that has not measured its own yet.
 DEFAULT_PACE: Mapping[str, float] = {"cpu": 5e11, "gpu": 4e13}

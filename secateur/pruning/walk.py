@@ -11,7 +11,7 @@ from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.families import Family
 from secateur.pruning.guard import Guard, held_out
 from secateur.pruning.induction.training import sequences_of_a_step
-from secateur.pruning.memory import give_back, keep_what_is_freed
+from secateur.pruning.memory import give_back
 from secateur.pruning.resume import Attempt
 from secateur.pruning.stages import groups_of
 from secateur.pruning.streaming import PROBE_TOKENS, MicroBatch, StreamedModel, forward
@@ -33,7 +33,6 @@ class Walk:
         self._guard = Guard(self._model.enter(guards), self._model.enter(guards)) if guards is not None else None
         self._model.release()
         give_back()
-        keep_what_is_freed(training=induced)
 
     def _groups(self) -> int:
         """How many groups of linears the last block has: experts, if there are any, may begin behind the first ones."""
@@ -65,16 +64,16 @@ class Walk:
         """Prune a block and, with `propagate`, go on behind it. If memory runs out, halve the micro-batches and begin the
         block again."""
 
+        behind: list[MicroBatch] = []
+
         def work(batches: list[MicroBatch]) -> None:
-            self._behind = [replace(batch) for batch in self._dense]
+            behind[:] = [replace(batch) for batch in self._dense]
             with self._model.block(index) as block:
-                self._pruner.prune_observing(
-                    block, batches, self._probe, self._guard, dense=self._behind, propagate=propagate
-                )
+                self._pruner.prune_observing(block, batches, self._probe, self._guard, dense=behind, propagate=propagate)
 
         def again(size: int) -> None:
             self._pruner.begin(index, fallbacks=(*self._pruner.facts.fallbacks, f"out_of_memory:micro_batch={size}"))
             self._dense = self._model.halved(self._dense) if self._dense else []
 
         self.batches = self._model.within_memory(self.batches, work, again)
-        self._dense = self._behind
+        self._dense = behind

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from secateur.problems import ProblemError
+from secateur.pruning.adam import betas
 from secateur.pruning.elastic.bands import bands_of, schedule, widths
 from secateur.pruning.elastic.chain import Chain, gradients, masked_sum, new_chain
 from secateur.pruning.elastic.linear import ElasticLinear, Linears
@@ -22,7 +23,6 @@ from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
 from secateur.recipes import Epts
 
-BETA2 = 0.999  # Adam's memory of squared gradients
 RENEWALS = 4  # how often, while a block's weights are trained, its masks are made anew
 
 
@@ -102,7 +102,7 @@ class Training:
         groups = [{"params": [self.chains[name].up, self.chains[name].down], "lr": self._method.learning_rate}]
         if name in self._masters:
             groups.append({"params": [self._masters[name]], "lr": self._method.base_learning_rate})
-        return torch.optim.Adam(groups, betas=(self._method.momentum, BETA2), fused=True)
+        return torch.optim.Adam(groups, betas=betas(self._method.momentum), fused=True)
 
     def _each(self, work: Callable[[str], T]) -> dict[str, T]:
         """`work` of every linear's name, linears side by side."""

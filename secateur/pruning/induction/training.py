@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from secateur.pruning.adam import betas
 from secateur.pruning.allocation import Target
 from secateur.pruning.guard import relative_error
 from secateur.pruning.induction.relaxation import Relaxed, gradient, relax
@@ -17,7 +18,6 @@ from secateur.pruning.placed import Placed, wearing
 from secateur.pruning.streaming import MicroBatch, run_block
 from secateur.recipes import SparsityInduction
 
-BETA2 = 0.999  # Adam's memory of squared gradients
 FEWEST_STEPS = 4  # of an epoch
 
 
@@ -60,7 +60,7 @@ class Training:
     ) -> None:
         self._placed, self._linears, self._scales, self._wanted = placed, linears, scales, wanted
         self.thetas = [theta.clone() for theta in begin]
-        self._optimiser = torch.optim.Adam(self.thetas, lr=wanted.learning_rate, betas=(wanted.momentum, BETA2))
+        self._optimiser = torch.optim.Adam(self.thetas, lr=wanted.learning_rate, betas=betas(wanted.momentum))
         self._of_linear = {name: place for place, scale in enumerate(scales) for name in scale.linears}
         weights = {name: linear.weight for name, linear in linears.items()}
         strength, alpha = wanted.spectral_weight, wanted.spectral_alpha

@@ -9,7 +9,7 @@ from secateur.pruning.blocks import prune_blocks
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.job import Job, Outcome
 from secateur.pruning.kinds.finishing import begin, finish
-from secateur.pruning.memory import give_back, keep_what_is_freed
+from secateur.pruning.memory import give_back
 from secateur.recipes import MeanCorrection, PruneRecipe
 
 
@@ -29,6 +29,4 @@ def _prune(job: Job[PruneRecipe]) -> Outcome:
     job.narrator.stage("pruning")
     tokens = calibration.tokens if calibration else None
     seconds = prune_blocks(job.recipe, job.source, job.family, tokens=tokens, attempt=attempt, narrator=job.narrator)
-    keep_what_is_freed()
-    give_back()  # to finish takes files, which count as memory while they are read
     return finish(job, attempt, evaluation, calibration=calibration, seconds=seconds)
