@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.pruning.methods import Pruned
+from secateur.pruning.products import linear
 from secateur.pruning.statistics import TOKENS_AT_ONCE
 from secateur.recipes import Correction, LeastSquares, VarianceMatching
 
@@ -35,7 +36,7 @@ def output_moments(weight: Tensor, pruned: Tensor, inputs: Tensor) -> OutputMome
     """
     sums = torch.zeros(3, len(weight), dtype=torch.float64, device=weight.device)  # (3, out_features)
     for tokens in torch.split(inputs, TOKENS_AT_ONCE):  # (tokens, in_features)
-        before, after = (weight @ tokens.T).float(), (pruned @ tokens.T).float()  # (out_features, tokens)
+        before, after = linear(weight, tokens).float(), linear(pruned, tokens).float()  # (out_features, tokens)
         sums[0] += torch.linalg.vector_norm(before, dim=1).square()
         sums[2] += torch.linalg.vector_norm(after, dim=1).square()
         sums[1] += before.mul_(after).sum(dim=1)

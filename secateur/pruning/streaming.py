@@ -23,6 +23,7 @@ from secateur.pruning.families import Family
 from secateur.pruning.lanes import Lanes, lanes
 from secateur.pruning.linears import linears_of, widths_of
 from secateur.pruning.memory import TRAINING_TOKENS, batch_tokens
+from secateur.pruning.products import use_fast_products
 from secateur.pruning.quiet import quiet_transformers
 from secateur.pruning.skeleton import without_weights
 
@@ -48,6 +49,7 @@ class StreamedModel:
         self._checkpoint, self._family, self._dtype, self.device = checkpoint, family, dtype, device
         self._tensors = {family.parameter(name): name for name in checkpoint.headers.tensors}
         self.model = without_weights(checkpoint, dtype, device)
+        use_fast_products(self.model)
         self._decoder = self.model.get_submodule(family.block_list.rpartition(".")[0])
         self._blocks: list[nn.Module] = list(self.model.get_submodule(family.block_list).children())
         self.count = len(self._blocks)
