@@ -21,7 +21,7 @@ from secateur.problems import ProblemError
 from secateur.pruning.calibration import TokenSet
 from secateur.pruning.streaming import MicroBatch, StreamedModel, forward
 
-PROTOCOL_VERSION = 2  # raise it when the same model and tokens would give another number
+PROTOCOL_VERSION = 3  # raise it when the same model and tokens would give another number
 LOGITS_AT_ONCE = 1 << 23  # elements of a float32 slice of the logits: 32 MiB
 
 

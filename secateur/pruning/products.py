@@ -21,7 +21,7 @@ ELEMENTS_AT_ONCE = 1 << 18  # of a weight that are widened: a megabyte, which st
 @cache
 def multiplies_bfloat16() -> bool:
     """Whether torch has vector instructions of this processor's for it."""
-    mkldnn = torch.backends.mkldnn.is_available()
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

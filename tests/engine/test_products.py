@@ -39,7 +39,7 @@ def test_linears_of_both_kinds_keep_what_they_compute_and_pass_gradients() -> No
     for module, before in zip(both, expected, strict=True):
         after = module(inputs)
         torch.testing.assert_close(after, before, rtol=2**-6, atol=1e-2)
-        (gradient,) = torch.autograd.grad(after.float().sum(), module.weight)
+        (gradient,) = torch.autograd.grad(after.float().sum(), module.get_parameter("weight"))
         column = gradient if isinstance(module, Conv1D) else gradient.T  # (in_features, out_features)
         torch.testing.assert_close(column[:, 0], inputs.float().sum(dim=0).bfloat16(), rtol=2**-6, atol=1e-2)
 
