@@ -160,7 +160,8 @@ async def test_there_are_only_the_secrets_that_somebody_uses(service: Service) -
 async def test_what_is_no_token_is_refused_and_not_repeated(service: Service, value: object) -> None:
     response = await service.client.put("/v1/secrets/hub_token", json={"value": value})
     assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/value")
-    assert "xxx" not in response.text
+    # Not just a few of them: the request's id is random, and may have three in a row.
+    assert "x" * 10 not in response.text
 
 
 async def test_reading_keys_may_not_change_secrets(service: Service) -> None:
