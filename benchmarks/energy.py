@@ -7,6 +7,7 @@ Kept in results/energy.json.
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from benchmarks.engine import machine
 from benchmarks.induction import BLOCK, FOLDER, timed
 from benchmarks.protocol import LENGTH, ROOT, SAMPLES, token_ids
 from benchmarks.quality import commit
@@ -73,7 +75,8 @@ def main() -> None:
                 seconds[name] = {key: median(each[key] for each in rounds) for key in rounds[0]}
                 shares = sorted(each["compensation"] / each["forward"] for each in rounds)
                 seconds[name] |= {"share": shares[1], "least_share": shares[0], "most_share": shares[2]}
-    found = {"commit": commit(), "threads": torch.get_num_threads(), "seconds": seconds}
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    found = {"date": date, "commit": commit(), "machine": machine(), "threads": torch.get_num_threads(), "seconds": seconds}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=2))
 
