@@ -58,6 +58,18 @@ class Service:
         """The job, once it has ended."""
         return self.wait(job_id, lambda job: job.status in TERMINAL, seconds)
 
+    def runners(self) -> list[int]:
+        """The processes that prune, now."""
+        return [pid for pid in descendants_of(self.process.pid) if "workers.runner" in command_line(pid)]
+
+    def let_go(self, *job_ids: str, seconds: float = 15) -> None:
+        """Wait until nothing of ended jobs is left: a client sees the end before the worker has tidied up."""
+        folders = [self.state / "work" / job_id for job_id in job_ids]
+        deadline = time.monotonic() + seconds
+        while left := [*filter(Path.exists, folders), *self.runners()]:
+            assert time.monotonic() < deadline, f"still there: {left}"
+            time.sleep(0.05)
+
 
 @contextmanager
 def up(state: Path, models: Path, **environment: str) -> Iterator[Service]:
@@ -133,8 +145,8 @@ def weights_of(job: Job) -> dict[str, str]:
 
 
 def children_of(pid: int) -> list[int]:
-    """The direct children of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The direct children of a process; none if it is gone."""
+    return [int(child) for child in _told_by(Path(f"/proc/{pid}/task/{pid}/children")).split()]
 
 
 def descendants_of(pid: int) -> list[int]:
@@ -144,7 +156,12 @@ def descendants_of(pid: int) -> list[int]:
 
 def command_line(pid: int) -> str:
     """The command line of a process; empty if it is gone."""
+    return _told_by(Path(f"/proc/{pid}/cmdline")).replace("\0", " ")
+
+
+def _told_by(file: Path) -> str:
+    """What the kernel says of a process; nothing if it ends before it is asked, or meanwhile."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except FileNotFoundError:
+        return file.read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return ""

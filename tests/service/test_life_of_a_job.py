@@ -12,11 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from secateur.schemas.jobs import Job
-from tests.service.conftest import Service, command_line, descendants_of, recipe
-
-
-def runners(service: Service) -> list[int]:
-    return [pid for pid in descendants_of(service.process.pid) if "workers.runner" in command_line(pid)]
+from tests.service.conftest import Service, recipe
 
 
 def pruning_begun(job: Job) -> bool:
@@ -63,16 +59,16 @@ def test_same_job_twice_gives_the_same_bytes(service: Service) -> None:
 def test_cancel_ends_the_child_within_five_seconds_and_leaves_nothing(service: Service) -> None:
     job = service.client.jobs.create(recipe("slow", samples=1024))
     service.wait(job.id, pruning_begun)
-    assert runners(service)
+    assert service.runners()
     started = time.monotonic()
     assert service.client.jobs.cancel(job.id).status == "cancelling"
-    while runners(service):
+    while service.runners():
         assert time.monotonic() - started < 5
         time.sleep(0.02)
     ended = service.finish(job.id)
     assert ended.status == "cancelled"
     assert ended.artifacts == []
-    assert not (service.state / "work" / job.id).exists()
+    service.let_go(job.id)
 
 
 @pytest.mark.parametrize("victim", ["celery", "pool", "runner"])
@@ -80,7 +76,7 @@ def test_job_outlives_its_killed_worker(service: Service, victim: str) -> None:
     job = service.client.jobs.create(recipe("slow", samples=256))
     service.wait(job.id, pruning_begun)
     worker = service.pid_of("workers.celery_app")
-    (runner,) = runners(service)
+    (runner,) = service.runners()
     pids = {"celery": worker, "pool": int(Path(f"/proc/{runner}/stat").read_text().split()[3]), "runner": runner}
     os.kill(pids[victim], signal.SIGKILL)
     ended = service.finish(job.id)
@@ -88,11 +84,7 @@ def test_job_outlives_its_killed_worker(service: Service, victim: str) -> None:
     assert any("taken over" in event.message for event in service.client.jobs.events(job.id) if event.type == "log")
     names = [artifact.name for artifact in ended.artifacts]
     assert len(names) == len(set(names))
-    deadline = time.monotonic() + 15  # the work folder goes once the job has been said to have succeeded
-    while ((service.state / "work" / job.id).exists() or runners(service)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not (service.state / "work" / job.id).exists()
-    assert not runners(service)
+    service.let_go(job.id)
 
 
 def test_failed_job_says_why_and_can_be_retried(service: Service) -> None:
