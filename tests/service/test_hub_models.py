@@ -55,5 +55,6 @@ def test_a_gated_model_needs_the_tenants_token(service_with_hub: Service) -> Non
     client.set_hub_token(TOKEN)
     ended = service_with_hub.finish(client.jobs.create(wanted).id)
     assert ended.status == Status.SUCCEEDED, ended.error
+    service_with_hub.let_go(ended.id)
     for file in (file for file in service_with_hub.state.rglob("*") if file.is_file()):
         assert TOKEN.encode() not in file.read_bytes(), f"the token lies open in {file}"
