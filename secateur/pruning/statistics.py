@@ -11,11 +11,13 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from secateur.pruning.memory import trim
 from secateur.pruning.registry import Observes
 
 ELEMENTS_IN_CACHE = 3 << 16  # of float32, beside what they are made of
 TOKENS_AT_ONCE = 2048  # that a Gram takes in with one product for each strip
 STRIP = 512  # rows of the Gram that are one matrix product
+LARGE_BYTES = 8 << 20  # of a Gram, for which room is made first: with its factor it is the most that a block needs at a time
 
 
 class Statistics(Protocol):
@@ -108,6 +110,8 @@ class Gram:
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self.count = 0
+        if torch.float32.itemsize * in_features**2 >= LARGE_BYTES:
+            trim()
         self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
