@@ -12,6 +12,7 @@ from secateur.pruning.checkpoint import Checkpoint, write_shard
 from secateur.pruning.device import best_device
 from secateur.pruning.events import Narrator
 from secateur.pruning.families import Family
+from secateur.pruning.guard import MOST_SHARE
 from secateur.pruning.linears import unused_tensors
 from secateur.pruning.memory import give_back, keep_what_is_freed
 from secateur.pruning.resume import Attempt
@@ -42,6 +43,12 @@ def prune_blocks(
         if tokens is not None and pruner.observing and first < total
         else None
     )
+    if walk and walk.guard_share > MOST_SHARE:
+        narrator.log(
+            f"The guard takes {walk.guard_share:.0%} of a forward of the calibration set, which is small for so many "
+            "groups of linears or candidates.",
+            "warning",
+        )
     keep_what_is_freed(training=recipe.method.induction is not None)
     began = time.monotonic()
     if walk:

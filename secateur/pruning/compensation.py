@@ -71,13 +71,12 @@ def compensated(weight: Tensor, pruned: Pruned, wanted: Correction, inputs: Tens
     scaled = torch.mul(pruned.weight, held.float().unsqueeze(1), out=torch.empty_like(weight))  # (out_features, in_features)
     result = scaled.add_(0.0)  # what underflows is +0.0, like all that is removed
     lost = moments.dense - 2 * held * moments.product + held.square() * moments.pruned  # (out_features,)
-    clamped = int((factors != held).sum())
     return replace(
         pruned,
         weight=result,
         error=share(float(lost.sum()), float(moments.dense.sum())),
         error_measure="sample",
-        fallbacks=(*pruned.fallbacks, *([f"factors_clamped:{clamped}"] if clamped else [])),
+        fallbacks=(*pruned.fallbacks, *factors_clamped((factors != held).sum())),
     )
 
 
@@ -93,6 +92,11 @@ def mean_corrected(weight: Tensor, pruned: Pruned, mean: Tensor, bias: Tensor | 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """The quotient; one where the denominator is zero: what is not there cannot be scaled."""
     return torch.where(denominator > 0, numerator / denominator.clamp_min(torch.finfo(denominator.dtype).tiny), 1.0)
+
+
+def factors_clamped(count: Tensor) -> list[str]:
+    """The fallback that says how many factors a clamp held back; none if it held none."""
+    return [f"factors_clamped:{int(count)}"] if count else []
 
 
 def share(part: float, whole: float) -> float:

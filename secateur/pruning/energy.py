@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from secateur.pruning.compensation import ratio, share
+from secateur.pruning.compensation import factors_clamped, ratio, share
 from secateur.pruning.methods import Pruned
 from secateur.recipes import EnergyCompensation
 
@@ -40,10 +40,12 @@ class _Sums:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """x becomes `factor` x + `shift`. Both float32, (in_features,) for columns, (rows, 1) for rows."""
+    """x becomes `factor` x + `shift`. Both float32, (in_features,) for columns, (rows, 1) for rows. `clamped`: how many
+    factors the clamp held back."""
 
     factor: Tensor
     shift: Tensor
+    clamped: Tensor
 
 
 def energy_compensated(weight: Tensor, pruned: Pruned, wanted: EnergyCompensation) -> Pruned:
@@ -51,19 +53,26 @@ def energy_compensated(weight: Tensor, pruned: Pruned, wanted: EnergyCompensatio
 
     With m the mean of a column of W, E = sum (W - m)^2 and E' = sum (W' - m)^2 over the whole column, removed weights
     included, what stays becomes (W' - m) sqrt(E / (E' + epsilon E)) + m; then the same for rows, of what the column step
-    gave. Means and E are those of W in both steps. The factors are held within the clamp. That epsilon is relative to E is
-    ours: the result does not depend on the weights' scale. The error is that of the weights.
+    gave. Means and E are those of W in both steps. The factors are held within the clamp; how many it held back is told.
+    That epsilon is relative to E is ours: the result does not depend on the weights' scale. The error is that of weights.
     """
     parts = list(_parts(weight, pruned))
     sums = [_sums(part) for part in parts]
     columns = torch.stack([each.columns for each in sums]).sum(dim=0, dtype=torch.float64)  # (4, in_features)
     line = _line(columns, len(weight), wanted)
-    result, lost = torch.empty_like(weight), torch.zeros((), device=weight.device)
+    result, lost, clamped = torch.empty_like(weight), torch.zeros((), device=weight.device), line.clamped
     for part, of_part, into in zip(parts, sums, torch.split(result, len(parts[0].weight)), strict=True):
-        scaled = _scaled(part, of_part, line, wanted)
+        scaled, of_rows = _scaled(part, of_part, line, wanted)
         into.copy_(scaled).add_(0.0)  # what underflows is +0.0, like all that is removed
         lost += torch.linalg.vector_norm(part.weight.to(torch.float32, copy=True).sub_(scaled)).square_()
-    return replace(pruned, weight=result, error=share(float(lost), float(columns[1].sum())), error_measure="weights")
+        clamped = clamped + of_rows
+    return replace(
+        pruned,
+        weight=result,
+        error=share(float(lost), float(columns[1].sum())),
+        error_measure="weights",
+        fallbacks=(*pruned.fallbacks, *factors_clamped(clamped)),
+    )
 
 
 def _parts(weight: Tensor, pruned: Pruned) -> Iterator[_Part]:
@@ -77,35 +86,42 @@ def _sums(part: _Part) -> _Sums:
     columns = torch.empty(4, part.weight.shape[1], device=part.weight.device)
     dense = part.weight.to(torch.float32, copy=True)  # (rows, in_features)
     torch.sum(dense, dim=0, out=columns[0])
-    row_sums = dense.sum(dim=1, keepdim=True)
+    row_sums, row_squares = _row_sums(dense)
     torch.sum(dense.square_(), dim=0, out=columns[1])
-    row_squares = dense.sum(dim=1, keepdim=True)
     left = dense.copy_(part.pruned)
     torch.sum(left, dim=0, out=columns[2])
     torch.sum(left.square_(), dim=0, out=columns[3])
     return _Sums(columns, row_sums, row_squares)
 
 
+def _row_sums(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of each row of `values` and of their squares, (rows, 1). By the same operations for W and W': where nothing was
+    removed both come to the same, and nothing changes."""
+    return values.sum(dim=1, keepdim=True), torch.linalg.vector_norm(values, dim=1, keepdim=True).square_()
+
+
 def _line(sums: Tensor, count: int, wanted: EnergyCompensation) -> _Line:
     """A step, from the `sums` of W, W^2, W' and W'^2 over `count` weights, (4, …): both energies in terms of them, in
-    float64. Where weights differ by less than a thousandth of their mean, that loses E in rounding."""
+    float64. The sums were float32, so E errs by about 1e-7 of the squared mean: by a thousandth where weights differ by a
+    hundredth of their mean."""
     dense, squares, left, left_squares = sums.double()
     mean = dense / count
     energy = (squares - count * mean.square()).clamp_min_(0.0)
     energy_left = (left_squares - 2 * mean * left + count * mean.square()).clamp_min_(0.0)
-    factor = ratio(energy, energy_left + wanted.epsilon * energy).sqrt().clamp(*wanted.clamp)
-    return _Line(factor.float(), (mean * (1 - factor)).float())
+    wished = ratio(energy, energy_left + wanted.epsilon * energy).sqrt()
+    factor = wished.clamp(*wanted.clamp)
+    return _Line(factor.float(), (mean * (1 - factor)).float(), (factor != wished).sum())
 
 
-def _scaled(part: _Part, sums: _Sums, columns: _Line, wanted: EnergyCompensation) -> Tensor:
-    """A part after both steps, (rows, in_features), float32."""
+def _scaled(part: _Part, sums: _Sums, columns: _Line, wanted: EnergyCompensation) -> tuple[Tensor, Tensor]:
+    """A part after both steps, (rows, in_features), float32, and how many of its rows' factors the clamp held back."""
     kept = (part.removed.view(torch.int8) - 1).to(torch.int32)  # all ones where a weight stays
     scaled = part.pruned.to(torch.float32, copy=True)
     _apply(columns, scaled, kept)
-    left, left_squares = scaled.sum(dim=1, keepdim=True), torch.linalg.vector_norm(scaled, dim=1, keepdim=True).square_()
-    of_rows = torch.stack([sums.row_sums, sums.row_squares, left, left_squares])  # (4, rows, 1)
-    _apply(_line(of_rows, scaled.shape[1], wanted), scaled, kept)
-    return scaled
+    of_rows = torch.stack([sums.row_sums, sums.row_squares, *_row_sums(scaled)])  # (4, rows, 1)
+    rows = _line(of_rows, scaled.shape[1], wanted)
+    _apply(rows, scaled, kept)
+    return scaled, rows.clamped
 
 
 def _apply(line: _Line, values: Tensor, kept: Tensor) -> None:

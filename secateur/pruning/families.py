@@ -16,6 +16,8 @@ _NORMS = ("input_layernorm", "post_attention_layernorm")
 _QK_NORMS = ("self_attn.q_norm", "self_attn.k_norm")
 _FOUR_NORMS = (*_NORMS, "pre_feedforward_layernorm", "post_feedforward_layernorm")
 _GPT = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
+_FALCON = ("self_attention.query_key_value", "self_attention.dense", *_GPT)
+_ATTENTION_BIAS = ("attention_bias", _ATTENTION)
 # Tensors that transformers keeps in their dtype whatever the model's is: rounded, they would choose other experts.
 EXACT = ("e_score_correction_bias",)
 
@@ -81,6 +83,7 @@ def _deepseek(architecture: str, model_type: str) -> Family:
         optional=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", *_MLP, *_SHARED_EXPERTS, *_EXPERTS),
         dense=("mlp.gate",),
         norms=(*_NORMS, "self_attn.kv_a_layernorm"),
+        bias_switches=(("attention_bias", ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.o_proj")),),
         unused="num_nextn_predict_layers",
     )
 
@@ -88,29 +91,46 @@ def _deepseek(architecture: str, model_type: str) -> Family:
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
     for family in (
-        Family("LlamaForCausalLM", "llama", bias_switches=(("attention_bias", _ATTENTION), ("mlp_bias", _MLP))),
+        Family("LlamaForCausalLM", "llama", bias_switches=(_ATTENTION_BIAS, ("mlp_bias", _MLP))),
         Family("MistralForCausalLM", "mistral"),
         Family("Qwen2ForCausalLM", "qwen2"),
-        Family("Qwen3ForCausalLM", "qwen3", norms=(*_NORMS, *_QK_NORMS), bias_switches=(("attention_bias", _ATTENTION),)),
-        Family("Gemma2ForCausalLM", "gemma2", norms=_FOUR_NORMS, tied=True),
-        Family("Gemma3ForCausalLM", "gemma3_text", norms=(*_FOUR_NORMS, *_QK_NORMS), tied=True),
+        Family("Qwen3ForCausalLM", "qwen3", norms=(*_NORMS, *_QK_NORMS), bias_switches=(_ATTENTION_BIAS,)),
+        Family("Gemma2ForCausalLM", "gemma2", norms=_FOUR_NORMS, tied=True, bias_switches=(_ATTENTION_BIAS,)),
+        Family(
+            "Gemma3ForCausalLM",
+            "gemma3_text",
+            norms=(*_FOUR_NORMS, *_QK_NORMS),
+            tied=True,
+            bias_switches=(_ATTENTION_BIAS,),
+        ),
         Family(
             "Phi3ForCausalLM",
             "phi3",
             linears=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"),
         ),
-        Family("Olmo2ForCausalLM", "olmo2", norms=("post_attention_layernorm", "post_feedforward_layernorm", *_QK_NORMS)),
-        Family("StableLmForCausalLM", "stablelm", norms=("input_layernorm",)),
+        Family(
+            "Olmo2ForCausalLM",
+            "olmo2",
+            norms=("post_attention_layernorm", "post_feedforward_layernorm", *_QK_NORMS),
+            bias_switches=(_ATTENTION_BIAS,),
+        ),
+        Family(
+            "StableLmForCausalLM",
+            "stablelm",
+            norms=("input_layernorm",),
+            bias_switches=(("use_qkv_bias", _ATTENTION[:3]),),
+        ),
         Family(
             "FalconForCausalLM",
             "falcon",
-            linears=("self_attention.query_key_value", "self_attention.dense", *_GPT),
+            linears=_FALCON,
             norms=(),
             base="transformer",
             blocks="transformer.h",
             embedding="transformer.word_embeddings.weight",
             norm="transformer.ln_f.weight",
             tied=True,
+            bias_switches=(("bias", _FALCON),),
             most_positions=2048,
         ),
         Family(
@@ -212,6 +232,7 @@ FAMILIES: Mapping[str, Family] = {
             optional=(*_MLP, *_EXPERTS),
             dense=("mlp.gate",),
             norms=(*_NORMS, *_QK_NORMS),
+            bias_switches=(_ATTENTION_BIAS,),
         ),
         _deepseek("DeepseekV2ForCausalLM", "deepseek_v2"),
         _deepseek("DeepseekV3ForCausalLM", "deepseek_v3"),

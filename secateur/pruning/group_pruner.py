@@ -136,7 +136,8 @@ class GroupPruner:
         wanted = self._wanted
         if isinstance(wanted, recipes.Correction) and wanted.guard:
             known = replace(best, name=wanted.name)
-            best, choice = guard.choose([("none", _refused(plain(best.name), wanted.name))], place, known)
+            refused = _refused(plain(best.name), best.candidate, wanted.name)
+            best, choice = guard.choose([("none", refused)], place, known)
             made.append(choice)
         return Decided(best.candidate, tuple(made))
 
@@ -170,6 +171,8 @@ def _pruned(method: Method, task: _Task, emphasis: Tensor | None) -> list[Pruned
     return by_score.prune(dense.weights, dense.targets, task.prepared, emphasis)
 
 
-def _refused(plain: list[Pruned], compensation: str) -> list[Pruned]:
-    """What is taken where compensation is refused, which its report then says."""
-    return [replace(each, fallbacks=(*each.fallbacks, f"compensation_refused:{compensation}")) for each in plain]
+def _refused(plain: list[Pruned], tried: list[Pruned], compensation: str) -> list[Pruned]:
+    """What is taken where compensation is refused, which its report then says; and why, if it was not possible at all."""
+    told = f"compensation_refused:{compensation}"
+    why = [next((each for each in with_it.fallbacks if each.startswith(told)), told) for with_it in tried]
+    return [replace(each, fallbacks=(*each.fallbacks, reason)) for each, reason in zip(plain, why, strict=True)]

@@ -8,6 +8,7 @@ is usual, candidates that lower the error can raise the perplexity: see docs/met
 
 A block with G groups of linears costs them 1 + 2 G forwards. They have so many of the calibration tokens that this is 9/128,
 7 %, of a forward of the calibration set, which takes most of a pruning's time: a token of 128 with a Llama's four groups.
+Only where that would be fewer than 16 tokens, or where there are more than two candidates, it costs more: see `cost`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from secateur.pruning.methods import Pruned
 from secateur.pruning.streaming import MicroBatch, run_block
 
 SHARE = 9 / 128  # of a forward of the calibration set
+MOST_SHARE = 0.15  # what costs more than that is told
 FEWEST_TOKENS = 16
 ONE_OF = 32
 
@@ -41,6 +43,12 @@ def held_out(tokens: Tensor, groups: int, *, whole: bool = False) -> tuple[Tenso
     allowed = int(tokens.numel() * SHARE / (1 + 2 * groups))
     sequences = max(1, allowed // tokens.shape[1])
     return tokens[:-sequences], tokens[-sequences:, : max(allowed // sequences, FEWEST_TOKENS)]
+
+
+def cost(held: Tensor, tokens: Tensor, groups: int, candidates: int) -> float:
+    """What the guard takes, as a share of a forward of the calibration set `tokens`, if for each of `groups` it tries so
+    many `candidates` on what is `held` out."""
+    return (1 + candidates * groups) * held.numel() / tokens.numel()
 
 
 def relative_error(output: Tensor, target: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from secateur.pruning.block_pruner import BlockPruner
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.families import Family
-from secateur.pruning.guard import Guard, held_out
+from secateur.pruning.guard import Guard, cost, held_out
 from secateur.pruning.induction.training import sequences_of_a_step
 from secateur.pruning.memory import give_back
 from secateur.pruning.resume import Attempt
@@ -19,14 +19,17 @@ from secateur.recipes import Method
 
 
 class Walk:
-    """The calibration set on its way through the blocks."""
+    """The calibration set on its way through the blocks. `guard_share`: what the guard of a compensation or of alternatives
+    takes, as a share of a forward."""
 
     def __init__(self, pruner: BlockPruner, source: Checkpoint, family: Family, tokens: Tensor, method: Method) -> None:
         guarded, induced = method.guarded, method.induction is not None
         self._pruner = pruner
         self._model = StreamedModel(source, family, pruner.dtype, pruner.device)
         self._probe = self._model.enter(tokens[:1, :PROBE_TOKENS])
-        observed, guards = held_out(tokens, self._groups(), whole=induced) if guarded else (tokens, None)
+        groups = self._groups() if guarded else 0
+        observed, guards = held_out(tokens, groups, whole=induced) if guarded else (tokens, None)
+        self.guard_share = 0.0 if guards is None or induced else cost(guards, tokens, groups, method.candidates)
         step = sequences_of_a_step(method.induction, len(observed)) if method.induction else None
         self.batches = self._model.batches(observed, step=step)
         self._dense = [replace(batch) for batch in self.batches] if induced else []

@@ -72,10 +72,15 @@ class _Method(Part):
         return {"": self}
 
     @property
+    def candidates(self) -> int:
+        """How many candidates held-out sequences choose from for each group of linears; one if there is no choice."""
+        compared = isinstance(self.compensation, Correction) and self.compensation.guard
+        return len(self.alternatives) + compared
+
+    @property
     def guarded(self) -> bool:
         """Whether calibration sequences are held out to choose on."""
-        compared = isinstance(self.compensation, Correction) and self.compensation.guard
-        return len(self.alternatives) > 1 or compared or (self.induction is not None and self.induction.guard)
+        return self.candidates > 1 or (self.induction is not None and self.induction.guard)
 
 
 class Magnitude(_Method):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from secateur.problems import ProblemError
 from secateur.pruning.calibration import calibration_set, tokenise
@@ -23,7 +23,8 @@ from secateur.pruning.compensation import (
     output_moments,
 )
 from secateur.pruning.datasets import read_text
-from secateur.pruning.energy import energy_compensated
+from secateur.pruning.energy import _line, energy_compensated
+from secateur.pruning.families import FAMILIES
 from secateur.pruning.methods import Pruned
 from secateur.pruning.statistics import InputSample, chosen_tokens
 from secateur.recipes import EnergyCompensation, LeastSquares, VarianceMatching
@@ -56,35 +57,69 @@ def by_name(name: str, weight: Tensor, removed: Tensor, inputs: Tensor) -> Tenso
     return compensated(weight, of_mask(weight, removed), kinds[name](name=name), inputs).weight
 
 
-def column_step(weight: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """The paper's column step before and after the mask is applied again, by its equations, in float64."""
-    dense, pruned = weight.double(), weight.double().masked_fill(removed, 0.0)
-    mean = dense.mean(dim=0)
-    factors = ((dense - mean).square().sum(dim=0) / (pruned - mean).square().sum(dim=0)).sqrt()
-    scaled = (pruned - mean) * factors + mean
-    return scaled, scaled.masked_fill(removed, 0.0)
+def papers_step(dense: Tensor, left: Tensor, dim: int, *, epsilon: float, clamp: tuple[float, float]) -> Tensor:
+    """A step of energy compensation by the paper's equations, along `dim`, before the mask is applied again, in float64."""
+    mean = dense.mean(dim=dim, keepdim=True)
+    spread, spread_left = ((each - mean).square().sum(dim=dim, keepdim=True) for each in (dense, left))
+    lowest = torch.finfo(torch.float64).tiny
+    factors = (spread / (spread_left + epsilon * spread).clamp_min(lowest)).sqrt()
+    return (left - mean) * factors.where(spread_left > 0, 1.0).clamp(*clamp) + mean
 
 
-def test_energy_compensation_is_the_papers_two_steps() -> None:
+def papers_energy(
+    weight: Tensor, removed: Tensor, *, epsilon: float = 1e-8, clamp: tuple[float, float] = (0.8, 1.5)
+) -> Tensor:
+    """Both steps; means and energies are always those of the dense weight."""
+    result, dense = weight.double().masked_fill(removed, 0.0), weight.double()
+    for dim in (0, 1):
+        result = papers_step(dense, result, dim, epsilon=epsilon, clamp=clamp).masked_fill(removed, 0.0)
+    return result
+
+
+@pytest.mark.parametrize("clamp", [WIDE, (0.8, 1.5), (1.0, 1.1)])
+def test_energy_compensation_is_the_papers_two_steps_within_the_clamp(clamp: tuple[float, float]) -> None:
     weight, removed = problem()
-    dense, (_, columns) = weight.double(), column_step(weight, removed)
-    mean = dense.mean(dim=1, keepdim=True)
-    spread = (dense - mean).square().sum(dim=1, keepdim=True)  # of the dense weight, in the row step too
-    factors = (spread / (columns - mean).square().sum(dim=1, keepdim=True)).sqrt()
-    expected = ((columns - mean) * factors + mean).masked_fill(removed, 0.0)
-    result = energy(weight, removed, epsilon=0.0, clamp=WIDE)
+    result = energy(weight, removed, epsilon=0.0, clamp=clamp)
+    expected = papers_energy(weight, removed, epsilon=0.0, clamp=clamp)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_energy_compensation_tells_how_many_factors_the_clamp_held_back() -> None:
+    weight, removed = problem()
+    wanted = {"tight": (1.0, 1.0), "wide": WIDE}
+    told = {
+        name: energy_compensated(weight, of_mask(weight, removed), EnergyCompensation(name="energy", clamp=clamp)).fallbacks
+        for name, clamp in wanted.items()
+    }
+    assert told == {"tight": (f"factors_clamped:{sum(weight.shape)}",), "wide": ()}
 
 
 def test_a_column_has_its_energy_before_the_mask_and_a_known_one_behind_it() -> None:
     weight, removed = problem()
-    mean, energy = weight.double().mean(dim=0), (weight.double() - weight.double().mean(dim=0)).square().sum(dim=0)
-    scaled, masked = column_step(weight, removed)
-    torch.testing.assert_close((scaled - mean).square().sum(dim=0), energy)
-    pruned = weight.double().masked_fill(removed, 0.0)
-    squared_factors = energy / (pruned - mean).square().sum(dim=0)
-    expected = energy - removed.sum(dim=0) * mean.square() * (squared_factors - 1)
-    torch.testing.assert_close((masked - mean).square().sum(dim=0), expected)
+    dense, left = weight.double(), weight.double().masked_fill(removed, 0.0)
+    sums = torch.stack([each.sum(dim=0) for each in (dense, dense.square(), left, left.square())])
+    wanted = EnergyCompensation(name="energy", epsilon=0.0, clamp=WIDE)
+    line, mean = _line(sums, len(weight), wanted), dense.mean(dim=0)
+    scaled, energy = left * line.factor + line.shift, (dense - mean).square().sum(dim=0)
+    torch.testing.assert_close((scaled - mean).square().sum(dim=0), energy, rtol=1e-6, atol=0)
+    expected = energy - removed.sum(dim=0) * mean.square() * (line.factor.double().square() - 1)
+    masked = scaled.masked_fill(removed, 0.0)
+    torch.testing.assert_close((masked - mean).square().sum(dim=0), expected, rtol=1e-6, atol=0)
+
+
+def test_columns_and_rows_that_do_not_vary_or_of_which_nothing_is_left_are_as_defined() -> None:
+    """Nothing but zeros has a factor of one; a constant column loses spread that it never had, so it goes to its mean as far
+    as the clamp lets it; a zero that stays in a row with a mean is no longer zero, as the paper has it."""
+    weight, removed = problem(mean=0.0)
+    weight[:, 0], removed[:, 0] = 0.0, True
+    weight[:, 1], removed[:, 1] = 0.0, False
+    weight[:, 2], removed[:20, 2] = 2.0, True
+    weight[0], weight[1], removed[2] = 0.0, 1.5, True
+    result = energy(weight, removed)
+    assert bool(result.isfinite().all())
+    torch.testing.assert_close(result.double(), papers_energy(weight, removed), rtol=1e-5, atol=1e-6)
+    assert bool((result[removed] == 0).all())
+    assert float(result[5:, 1].abs().max()) > 0
 
 
 def test_weights_without_a_mean_have_exactly_their_energy_again() -> None:
@@ -96,9 +131,10 @@ def test_weights_without_a_mean_have_exactly_their_energy_again() -> None:
     torch.testing.assert_close(result.square().sum(dim=1), weight.square().sum(dim=1))
 
 
+@pytest.mark.parametrize("mean", [0.3, 100.0])
 @pytest.mark.parametrize("name", ["energy", "variance_matching"])
-def test_where_nothing_is_removed_nothing_changes(name: str) -> None:
-    weight, _ = problem()
+def test_where_nothing_is_removed_nothing_changes(name: str, mean: float) -> None:
+    weight, _ = problem(mean=mean)
     result = by_name(name, weight, torch.zeros_like(weight, dtype=torch.bool), torch.randn(50, 30))
     torch.testing.assert_close(result, weight, rtol=1e-6, atol=1e-6)
 
@@ -135,8 +171,6 @@ def test_factors_stay_within_the_clamp_and_those_held_back_are_told() -> None:
     assert float(factors.max()) <= 1.2 + 1e-6
     assert float(factors.min()) >= 0.9 - 1e-6
     assert any(told.startswith("factors_clamped:") for told in result.fallbacks)
-    column = energy(weight, removed, epsilon=0.0, clamp=(0.8, 1.0))
-    assert bool(column.isfinite().all())
 
 
 def test_variance_matching_gives_each_row_the_second_moment_of_its_output() -> None:
@@ -220,12 +254,33 @@ def test_energy_compensation_of_magnitude_needs_no_data(llama: Path, tmp_path: P
     torch.testing.assert_close(weight, expected)
 
 
-def test_compensation_of_updated_weights_has_to_be_asked_for() -> None:
-    wanted = {"name": "sparsegpt", "compensation": {"name": "variance_matching"}}
+@pytest.mark.parametrize("name", ["sparsegpt", "alps"])
+def test_compensation_of_updated_weights_has_to_be_asked_for(name: str) -> None:
+    wanted: dict[str, Any] = {"name": name, "compensation": {"name": "variance_matching"}}
     with pytest.raises(ValidationError, match="on_updated_weights"):
         recipe(wanted)
     wanted["compensation"] = {"name": "variance_matching", "on_updated_weights": True}
     assert recipe(wanted).method.guarded
+
+
+@pytest.mark.parametrize("compensation", ["energy", "variance_matching", "least_squares"])
+@pytest.mark.parametrize("name", ["magnitude", "wanda", "ria", "dsnot", "sparsegpt", "alps"])
+def test_after_any_method_weights_that_stay_change_and_the_mask_does_not(
+    llama: Path, tmp_path: Path, name: str, compensation: str
+) -> None:
+    wanted: dict[str, Any] = {"name": compensation, "guard": False, "on_updated_weights": name in {"sparsegpt", "alps"}}
+    block = (
+        "model.layers.0.self_attn.k_proj.weight"  # of the first group: pruned on the same inputs, whatever came of others
+    )
+    weights: list[Tensor] = []
+    for method in ({"name": name}, {"name": name, "compensation": wanted}):
+        folder = tmp_path / str(len(weights))
+        prune(recipe(method, "4:8"), llama, folder)
+        with checkpoint(folder / "output") as written:
+            weights.append(written.read(block))
+    plain, changed = weights
+    assert torch.equal(plain == 0, changed == 0)
+    assert not torch.allclose(plain, changed, rtol=1e-3)
 
 
 def test_mean_correction_gives_a_llama_biases_and_says_so_in_its_config(llama: Path, tmp_path: Path) -> None:
@@ -240,16 +295,35 @@ def test_mean_correction_gives_a_llama_biases_and_says_so_in_its_config(llama: P
     assert all(not linear["fallbacks"] for block in report["blocks"] for linear in block["linears"])
 
 
+@pytest.mark.parametrize("architecture", sorted(name for name, family in FAMILIES.items() if family.bias_switches))
+def test_every_bias_that_a_config_can_switch_on_is_one_that_transformers_reads(
+    make_model: MakeModel, tmp_path: Path, architecture: str
+) -> None:
+    method = {"name": "wanda", "compensation": {"name": "mean_correction", "guard": False}}
+    prune(recipe(method, 0.6), make_model(architecture), tmp_path)
+    model, loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "output", output_loading_info=True)
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+    switched = [module for _, modules in FAMILIES[architecture].bias_switches for module in modules]
+    corrected = {
+        module
+        for module in switched
+        for name, bias in model.named_parameters()
+        if name.endswith(f".{module}.bias") and bool(bias.any())
+    }
+    assert corrected
+    assert corrected == {each for each in switched if any(f".{each}.weight" in name for name, _ in model.named_parameters())}
+
+
 def test_a_linear_that_cannot_have_a_bias_is_named(make_model: MakeModel, tmp_path: Path) -> None:
     method = {"name": "wanda", "compensation": {"name": "mean_correction"}}
     report = prune(recipe(method), make_model("Qwen2ForCausalLM"), tmp_path).report
     refused = [
         linear["name"].split(".")[-2]
         for linear in report["blocks"][0]["linears"]
-        if "compensation_refused:mean_correction:no_bias" in linear["fallbacks"]
-        or "compensation_refused:mean_correction" in linear["fallbacks"]
+        if list(linear["fallbacks"]) == ["compensation_refused:mean_correction:no_bias"]
     ]
-    assert {"o_proj", "gate_proj", "up_proj", "down_proj"} <= set(refused)
+    assert refused == ["o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def test_a_model_that_can_have_no_bias_is_refused(make_model: MakeModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.problems import ProblemError
+from secateur.pruning.allocation import Target
 from secateur.pruning.events import Event
+from secateur.pruning.group_pruner import Dense, GroupPruner, Observed
 from secateur.pruning.guard import Guard, held_out, relative_error
 from secateur.pruning.job import SCRATCH
 from secateur.pruning.methods import Pruned
 from secateur.pruning.pipeline import run
-from secateur.pruning.streaming import MicroBatch
+from secateur.pruning.statistics import InputNorms
+from secateur.pruning.streaming import MicroBatch, run_block
+from secateur.recipes import Wanda
 from tests.engine.runs import prune, recipe
 
 
@@ -63,6 +68,27 @@ def test_a_compensation_that_raises_the_error_is_refused() -> None:
     assert choice.errors["scaled"] > choice.errors["none"] > 0
     assert torch.equal(best.candidate[0].weight, pruned)
     assert torch.equal(setting.block.weight, pruned)
+
+
+def test_energy_compensation_is_refused_where_it_raises_the_error() -> None:
+    """Its aim is the spread of weights: of independent inputs, larger weights are farther from the dense ones."""
+    setting = Setting()
+    inputs = InputNorms(16, torch.device("cpu"))
+    inputs.add(setting.guard.dense.hidden)
+    dense, seen = Dense([setting.dense], [None], [Target("w", Fraction(1, 2))]), Observed(inputs)
+    decided = {
+        guard: GroupPruner(
+            Wanda.model_validate({"name": "wanda", "compensation": {"name": "energy", "guard": guard}})
+        ).prune(dense, seen, setting.guard, setting.place)
+        for guard in (False, True)
+    }
+    plain = GroupPruner(Wanda(name="wanda")).prune(dense, seen, None, lambda _: None)
+    (choice,) = decided[True].choices
+    assert choice.chosen == "none"
+    assert choice.errors["energy"] > choice.errors["none"] > 0
+    assert torch.equal(setting.block.weight, plain.pruned[0].weight)
+    assert decided[True].pruned[0].fallbacks == ("compensation_refused:energy",)
+    assert not torch.equal(decided[False].pruned[0].weight, plain.pruned[0].weight)
 
 
 def test_a_compensation_that_lowers_it_is_taken_and_goes_on() -> None:
@@ -117,6 +143,34 @@ def test_as_many_tokens_are_held_out_as_nine_of_128_parts_of_a_forward_allow(
     observed, held = held_out(tokens, groups)
     assert torch.equal(observed, tokens[: samples - sequences])
     assert torch.equal(held, tokens[samples - sequences :, :kept])
+
+
+@pytest.mark.parametrize(
+    ("method", "forwards"),
+    [
+        ({"name": "wanda"}, 0),
+        ({"name": "statistical_correction"}, 9),
+        ({"name": "statistical_correction", "alpha": "auto"}, 21),
+    ],
+)
+def test_the_guard_takes_what_it_may_and_more_is_told(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], forwards: int
+) -> None:
+    """Of 64 x 64 tokens 32 are held out."""
+    taken = []
+
+    def counted(block: nn.Module, index: int, batch: MicroBatch) -> Tensor:
+        taken.append(batch.tokens.numel())
+        return run_block(block, index, batch)
+
+    monkeypatch.setattr("secateur.pruning.guard.run_block", counted)
+    events: list[Event] = []
+    prune(recipe(method, calibration={"samples": 64, "sequence_length": 64}), llama, tmp_path, events)
+    blocks = 3
+    assert sum(taken) == blocks * forwards * 32
+    logged = [event["message"] for event in events if event["type"] == "log" and event["level"] == "warning"]
+    told = "The guard takes 16% of a forward"
+    assert [message[: len(told)] for message in logged] == ([told] if forwards == 21 else [])
 
 
 @pytest.mark.parametrize("propagate", ["staged", "block", "none"])
