@@ -9,11 +9,17 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import make_url
 
 from app.kit.db import Database
 from app.kit.migrations import upgrade
 from tests.servers import serve_postgresql, serve_valkey
+
+# A machine that stalls for a moment is no fault of what is tested.
+hypothesis_settings.register_profile("noisy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("noisy machine")
 
 
 @pytest.fixture(scope="session")

@@ -244,8 +244,10 @@ class Attempt:
                     reason = Reason.DRAINED
                 if reason is not None:
                     raise LetGoError(reason)
-                if is_done:
+                if is_done and not self._unwritten:
                     return task.result()
+                if is_done:  # the beat could not write it down: once more, as long as the lease lasts
+                    await asyncio.sleep(TICK_SECONDS)
         finally:
             task.cancel()
             await asyncio.wait({task})

@@ -18,6 +18,7 @@ from secateur.problems import ProblemError
 _FOLDER = Path(__file__).resolve().parents[2] / "migrations"
 # Any number, as long as nobody else locks it.
 _LOCK = 0x5EC47E4
+_WAIT_SECONDS = 60  # for another process that migrates the same SQLite file
 _SYNC_DRIVERS = {"sqlite+aiosqlite": "sqlite"}
 
 
@@ -59,7 +60,8 @@ def connect(url: str) -> Iterator[Connection]:
     """
     parsed = make_url(url)
     driver = _SYNC_DRIVERS.get(parsed.drivername, parsed.drivername)
-    engine = create_engine(parsed.set(drivername=driver), poolclass=NullPool)
+    waiting = {"timeout": _WAIT_SECONDS} if parsed.get_backend_name() == "sqlite" else {}
+    engine = create_engine(parsed.set(drivername=driver), poolclass=NullPool, connect_args=waiting)
     if engine.dialect.name == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)

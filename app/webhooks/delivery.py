@@ -63,12 +63,14 @@ class Letter:
 
 
 async def spread(database: Database, *, at: datetime) -> int:
-    """Give new messages to the endpoints that want them; how many messages there were. Old ones are forgotten."""
+    """Give new messages to the endpoints that want them and were there before; how many messages there were. Old ones are
+    forgotten."""
     async with database.write() as session:
         messages = await repository.unspread(session, MAX_MESSAGES_A_ROUND)
         for message in messages:
             endpoints = await repository.enabled(session, message.tenant_id)
-            wanting = [one for one in endpoints if not one.types or message.type in one.types]
+            there = [one for one in endpoints if one.created_at <= message.created_at]
+            wanting = [one for one in there if not one.types or message.type in one.types]
             for endpoint in wanting:
                 address(session, message, endpoint, at=at)
             message.spread_at = at

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,24 +70,29 @@ class Attempt:
         self.finished.append(facts)
 
     def take_over(self, earlier: Iterable[Path]) -> None:
-        """Link in what the most advanced of the folders `earlier` finished; what is damaged or of another job is not."""
+        """Link in what the most advanced of the folders `earlier` finished; what is damaged or of another job is not.
+
+        An attempt that was given up may be at work for a while yet, and remove what it made under this one's hands: what was
+        linked until then stays taken over.
+        """
         best, source = self.finished, self.folder
         for folder in earlier:
             if _text(folder / FINGERPRINT) == self._fingerprint and len(found := _finished(folder)) > len(best):
                 best, source = found, folder
         if source == self.folder:
             return
-        for facts in best:
-            shard = self.shard(facts.block)
-            link(source / shard.name, shard)
-            link(_record(source / shard.name), _record(shard))
-        boundary = _read_boundary(source)
-        if boundary and (source / boundary.file).is_file():
-            link(source / boundary.file, self.folder / boundary.file)
-            link(source / BOUNDARY, self.folder / BOUNDARY)
-        if (source / SCORES).is_file():
+        with suppress(FileNotFoundError):
+            for facts in best:
+                shard = self.shard(facts.block)
+                link(source / shard.name, shard)
+                link(_record(source / shard.name), _record(shard))
+                self.finished.append(facts)
+        with suppress(FileNotFoundError):
             link(source / SCORES, self.folder / SCORES)
-        self.finished = best
+        if boundary := _read_boundary(source):
+            with suppress(FileNotFoundError):
+                link(source / boundary.file, self.folder / boundary.file)
+                link(source / BOUNDARY, self.folder / BOUNDARY)
 
     def scores(self, look: Callable[[], list[float]]) -> list[float]:
         """What `look` returns; it is asked only if neither this attempt nor the one that was taken over has."""

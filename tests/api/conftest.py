@@ -35,7 +35,7 @@ class Service:
 
     def client_with(self, key: str) -> httpx2.AsyncClient:
         """Another client; the test closes it."""
-        return httpx2.AsyncClient(base_url=self.client.base_url, headers={"Authorization": f"Bearer {key}"})
+        return httpx2.AsyncClient(base_url=self.client.base_url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def serve_with_tenant(settings: Settings, database: Database) -> AsyncIter
         tenant = (await session.scalars(select(Tenant))).one()
     async with (
         serve(settings) as url,
-        httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}) as client,
+        httpx2.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client,
     ):
         yield Service(client, settings, database, load_keyring(settings.keyring_file), tenant)
 

@@ -138,11 +138,14 @@ async def test_events_go_on_over_pages(client: AsyncClient, service: Service) ->
 async def test_wait_returns_at_the_end_and_watch_tells_the_way(client: AsyncClient, service: Service) -> None:
     job = await client.jobs.create(body())
 
+    queued, begun = asyncio.Event(), asyncio.Event()
+
     async def work() -> None:
-        await asyncio.sleep(0.3)
+        await queued.wait()
         attempt = (await claim(service)).attempt
         for done in (1, 2):
-            await asyncio.sleep(0.5)
+            if done == 2:
+                await begun.wait()
             progress = {"done": done, "total": 2, "unit": "blocks", "eta_seconds": 1}
             async with service.database.write() as session:
                 await claims.record(session, job.id, attempt, stage="pruning", progress=progress, logs=[], at=clock.now())
@@ -150,9 +153,15 @@ async def test_wait_returns_at_the_end_and_watch_tells_the_way(client: AsyncClie
             await claims.succeed(session, job.id, attempt, metrics={}, report={}, artifacts=[], at=clock.now())
 
     async def watch() -> list[tuple[str, int]]:
-        return [(seen.status, seen.progress.done if seen.progress else 0) async for seen in client.jobs.watch(job.id)]
+        told: list[tuple[str, int]] = []
+        async for seen in client.jobs.watch(job.id):
+            told.append((seen.status, seen.progress.done if seen.progress else 0))
+            queued.set()
+            if told[-1] == ("running", 1):
+                begun.set()
+        return told
 
-    seen, ended, _ = await asyncio.gather(watch(), client.jobs.wait(job.id), work())
+    seen, ended, _ = await asyncio.wait_for(asyncio.gather(watch(), client.jobs.wait(job.id), work()), 60)
     assert ended.status == Status.SUCCEEDED
     assert seen[0] == ("queued", 0)
     assert ("running", 1) in seen

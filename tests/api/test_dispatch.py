@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -55,27 +57,41 @@ def test_a_broker_that_refuses_or_never_answers_costs_two_seconds_at_most() -> N
         for port in (free_port(), silent.getsockname()[1]):
             doorbell = Doorbell(f"redis://127.0.0.1:{port}/0")
             for action in (doorbell.check, lambda doorbell=doorbell: doorbell.ring("cpu", ring_again_after=AGAIN)):
-                started = time.monotonic()
-                with pytest.raises(ProblemError) as problem:
-                    action()
-                assert problem.value.code == "service_unavailable"
-                assert time.monotonic() - started < 2.5
+                assert any(seconds_of_refusal(action) < 2.5 for _ in range(3))  # noise only ever adds
             doorbell.close()
+
+
+def seconds_of_refusal(action: Callable[[], None]) -> float:
+    started = time.monotonic()
+    with pytest.raises(ProblemError) as problem:
+        action()
+    assert problem.value.code == "service_unavailable"
+    return time.monotonic() - started
+
+
+class SilentDoorbell(Doorbell):
+    """Its broker does not answer, until the test has seen enough."""
+
+    def __init__(self) -> None:
+        super().__init__("redis://127.0.0.1:1/0")
+        self.enough = threading.Event()
+
+    def ring(self, queue: str, *, ring_again_after: timedelta) -> None:
+        self.enough.wait(30)
+        raise ProblemError("service_unavailable", f"nobody rang in {queue} for {ring_again_after}")
 
 
 async def test_the_loop_goes_on_while_a_ring_waits_for_the_broker(database: Database) -> None:
     await make_job(database, await make_tenant(database))
     async with database.read() as session:
         ids = (await session.scalars(select(OutboxMessage.id))).all()
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        doorbell = Doorbell(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
-        ringing = asyncio.create_task(dispatch.ring(database, doorbell, ids, at=clock.now(), ring_again_after=AGAIN))
-        ticks = 0
-        while not ringing.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
+    doorbell = SilentDoorbell()
+    ringing = asyncio.create_task(dispatch.ring(database, doorbell, ids, at=clock.now(), ring_again_after=AGAIN))
+    for _ in range(20):
+        await asyncio.sleep(0.01)
+        assert not ringing.done()
+    doorbell.enough.set()
     assert await ringing == 0
-    assert ticks > 20
     assert await unsent(database) == 1
     doorbell.close()
 

@@ -217,7 +217,7 @@ async def test_waiting_ends_when_the_job_changes(service: Service) -> None:
     await claim(service)
     started = time.monotonic()
     assert (await waiting).json()["status"] == "running"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     waiting = asyncio.create_task(service.client.get(f"/v1/jobs/{job['id']}", params={"wait": 20}))
     await asyncio.sleep(0.3)
     progress = {"done": 1, "total": 2, "unit": "blocks", "eta_seconds": 1.0}
@@ -231,11 +231,11 @@ async def test_waiting_is_over_in_time_and_for_an_ended_job_at_once(service: Ser
     job = await submit(service)
     started = time.monotonic()
     assert (await service.client.get(f"/v1/jobs/{job['id']}", params={"wait": 0.5})).json()["status"] == "queued"
-    assert 0.4 < time.monotonic() - started < 3
+    assert 0.4 < time.monotonic() - started < 10
     await service.client.post(f"/v1/jobs/{job['id']}/cancel")
     started = time.monotonic()
     await service.client.get(f"/v1/jobs/{job['id']}", params={"wait": 20})
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 async def test_those_who_wait_hold_no_connection(service: Service) -> None:

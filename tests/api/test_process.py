@@ -55,7 +55,7 @@ async def test_those_who_wait_do_not_keep_a_service_from_stopping(tmp_path: Path
         await asyncio.sleep(0.5)
         process.terminate()
         assert (await waiting).json()["status"] == "queued"
-        process.communicate(timeout=5)
+        process.communicate(timeout=30)
     assert process.returncode is not None
 
 
@@ -74,7 +74,7 @@ async def run_api(
     with subprocess.Popen(command, env=os.environ | areas, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         headers = {"Authorization": f"Bearer {key}"}
         try:
-            async with AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+            async with AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
                 await _until_it_answers(client)
                 yield client, process
         finally:
@@ -82,7 +82,7 @@ async def run_api(
 
 
 async def _until_it_answers(client: AsyncClient) -> None:
-    for _ in range(200):
+    for _ in range(600):
         try:
             await client.get("/livez")
         except ConnectError:

@@ -201,11 +201,11 @@ async def test_a_hub_that_is_away_is_unavailable(settings: Settings) -> None:
 
 
 async def test_a_hub_that_hangs_is_given_up(settings: Settings, hub: HubServer) -> None:
-    hub.delay = 3
+    hub.delay = 8
     hasty = settings.model_copy(update={"hub": HubSettings(endpoint=hub.url, timeout_seconds=0.3)})
     began = datetime.now(UTC)
     assert (await _refused(hasty, _recipe())).code == "hub_unavailable"
-    assert (datetime.now(UTC) - began).total_seconds() < 2.5
+    assert (datetime.now(UTC) - began).total_seconds() < 6
 
 
 # What a repository may hold

@@ -88,6 +88,17 @@ async def test_only_the_types_that_were_asked_for_and_only_to_the_tenant(service
     assert receiver.received == []
 
 
+async def test_a_new_endpoint_is_not_told_what_happened_before_it(service: Service, receiver: Receiver) -> None:
+    before = (await service.client.post("/v1/jobs", json=body())).json()
+    endpoint = await make_endpoint(service, receiver.url)
+    after = (await service.client.post("/v1/jobs", json=body())).json()
+    assert before["id"] != after["id"]
+    assert await tell(service) == 1
+    (sent,) = receiver.received
+    assert json.loads(sent.body)["data"]["id"] == after["id"]
+    assert len(await deliveries(service, endpoint)) == 1
+
+
 async def test_a_receiver_that_fails_twice_gets_the_same_id_three_times(service: Service, receiver: Receiver) -> None:
     endpoint = await make_endpoint(service, receiver.url)
     receiver.answers = [(500, {}), (302, {"Location": "http://127.0.0.1:1/"}), (200, {})]

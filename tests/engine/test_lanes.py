@@ -25,11 +25,14 @@ def test_results_come_in_order_and_an_item_keeps_its_thread(two: Lanes) -> None:
 
 def test_the_first_lanes_failure_is_raised_once_nothing_runs_any_more(two: Lanes) -> None:
     ended: list[int] = []
+    first_failed = threading.Event()
 
     def fail(number: int) -> None:
         if number % 2:
+            first_failed.wait(30)
             time.sleep(0.05)
         ended.append(number)
+        first_failed.set()
         raise ValueError(number)
 
     with pytest.raises(ValueError, match="0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from secateur.problems import ProblemError
 from secateur.pruning import pipeline, resume
+from secateur.pruning.checkpoint import link as link_file
 from secateur.pruning.checkpoint import sha256_of
 from secateur.pruning.events import Event
 from secateur.pruning.job import SCRATCH, RunResult
@@ -62,6 +64,8 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(
             time.sleep(dice.uniform(0, 0.02))
             child.send_signal(signal.SIGKILL)
         told += child.communicate()[0]
+        if attempt < kills and child.returncode == 0:
+            continue  # it was through before the signal came, and has tidied up
         blocks = done_of(told)
         if blocks:
             assert blocks[0] >= finished  # what was finished when it was killed is not pruned again
@@ -155,6 +159,24 @@ def test_a_damaged_block_is_pruned_again(llama: Path, tmp_path: Path, stopped: P
         shard.with_suffix(".json").write_text("{")
     else:
         shard.with_suffix(".json").unlink()
+    taken, result = first_done(llama, tmp_path / "second", stopped)
+    assert taken == 1
+    assert result.files == first_done(llama, tmp_path / "undisturbed")[1].files
+
+
+def test_an_attempt_that_tidies_up_while_it_is_taken_over_fails_nothing(
+    llama: Path, tmp_path: Path, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker was thought lost, and is not: it ends meanwhile, and with it its folder."""
+    linked: list[Path] = []
+
+    def link(existing: Path, new: Path) -> None:
+        if len(linked) == 3:  # the first block's shard and record, and the second's shard
+            shutil.rmtree(existing.parent)
+        linked.append(new)
+        link_file(existing, new)
+
+    monkeypatch.setattr(resume, "link", link)
     taken, result = first_done(llama, tmp_path / "second", stopped)
     assert taken == 1
     assert result.files == first_done(llama, tmp_path / "undisturbed")[1].files

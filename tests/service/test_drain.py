@@ -39,8 +39,8 @@ def drain(service: Service) -> None:
 
 
 def test_drained_job_goes_on_at_another_worker_without_a_lost_block_and_gives_the_same_bytes(service: Service) -> None:
-    undisturbed = service.finish(service.client.jobs.create(recipe("slow", samples=32)).id)
-    job = service.client.jobs.create(recipe("slow", samples=32))
+    undisturbed = service.finish(service.client.jobs.create(recipe("slow", samples=64)).id)
+    job = service.client.jobs.create(recipe("slow", samples=64))
     for attempt, blocks in ((1, 2), (2, 8)):
         before = service.wait(job.id, partial(begun, attempt, blocks))
         drain(service)

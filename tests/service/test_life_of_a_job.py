@@ -79,7 +79,7 @@ def test_job_outlives_its_killed_worker(service: Service, victim: str) -> None:
     (runner,) = service.runners()
     pids = {"celery": worker, "pool": int(Path(f"/proc/{runner}/stat").read_text().split()[3]), "runner": runner}
     os.kill(pids[victim], signal.SIGKILL)
-    ended = service.finish(job.id)
+    ended = service.finish(job.id, seconds=300)
     assert (ended.status, ended.attempt) == ("succeeded", 2)
     assert any("taken over" in event.message for event in service.client.jobs.events(job.id) if event.type == "log")
     names = [artifact.name for artifact in ended.artifacts]

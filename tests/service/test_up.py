@@ -61,12 +61,12 @@ def test_signal_takes_everything_down_and_the_running_job_waits_for_the_next_sta
     tmp_path: Path, models: Path, number: signal.Signals
 ) -> None:
     with up(tmp_path, models) as service:
-        job = service.client.jobs.create(recipe("slow", samples=1024))
+        job = service.client.jobs.create(recipe("slow", samples=256))
         service.wait(job.id, lambda each: each.stage == "pruning")
         everything = descendants_of(service.process.pid)
         assert len(everything) >= 6
         service.process.send_signal(number)
-        service.process.wait(30)
+        service.process.wait(60)
     assert service.process.returncode == 0
     assert not [command_line(pid) for pid in everything if command_line(pid)]
     with up(tmp_path, models) as service:

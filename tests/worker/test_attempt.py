@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import OperationalError
 
 from app.artifacts.local import LocalStore
 from app.jobs import claims
-from app.jobs.models import Job
+from app.jobs.models import Event, Job
 from app.kit import clock
 from app.kit.db import Database
 from app.settings import Settings
@@ -127,6 +128,24 @@ async def test_database_that_blinks_while_an_attempt_asks_it_costs_only_that_mom
 
     monkeypatch.setattr(scene.attempt, "_credentials", blinking)
     assert (await scene.end()).status == "succeeded"
+
+
+async def test_what_a_child_said_last_is_written_down_although_the_database_blinked(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, blinks = scene.attempt._record, iter([True, True])
+
+    async def blinking() -> None:
+        said_last = any(message.get("stage") == "uploading" for message in scene.attempt._unwritten)
+        if said_last and next(blinks, False):
+            raise OperationalError("INSERT", {}, ConnectionError("terminating connection"))
+        await record()
+
+    monkeypatch.setattr(scene.attempt, "_record", blinking)
+    assert (await scene.end()).status == "succeeded"
+    async with scene.database.read() as session:
+        events = await session.scalars(select(Event.data).where(Event.job_id == scene.job.id))
+        assert "uploading" in [data.get("stage") for data in events]
 
 
 @pytest.mark.parametrize("name", ["../../keyring.json", "/etc/passwd", "..", "a/b"])
