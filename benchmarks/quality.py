@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.protocol import ROOT, perplexity
-from benchmarks.rows import IN_DOMAIN, MODEL, Results, Row, asked_of, recipe_of
+from benchmarks.rows import IN_DOMAIN, MODEL, PRODUCTS, Results, Row, asked_of, recipe_of
 from benchmarks.tables import update
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.headers import read_model
@@ -45,6 +45,7 @@ def measured(folder: Path, recipe: PruneRecipe | None, datasets: Iterable[str]) 
             sparsity=sparsity,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
             commit=commit(),
+            products=PRODUCTS,
         )
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     for contender in options.methods.split():
         for sparsity in options.sparsities.split() if contender != "dense" else [""]:
             recipe = recipe_of(contender, sparsity) if sparsity else None
-            row = results.find(asked_of(recipe) if recipe else None, options.model.name)
+            row = results.find(asked_of(recipe) if recipe else None, PRODUCTS, options.model.name)
             if options.again or row is None or not set(datasets) <= row.perplexity.keys():
                 row = measured(options.model, recipe, datasets)
                 results.append(row)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.protocol import EVALUATION, LENGTH, ROOT, SAMPLES
+from secateur.pruning.products import multiplies_bfloat16
 from secateur.recipes import PruneRecipe
 
 MODEL = "smollm2-135m"
@@ -26,7 +27,9 @@ PROTOCOL: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one recipe made of one model. `asked`: see `asked_of`, None for the dense model; `perplexity` by dataset."""
+    """What one recipe made of one model. `asked`: see `asked_of`, None for the dense model; `perplexity` by dataset;
+    `products`: the dtype in which the processor multiplied bfloat16 (secateur.pruning.products). Sums in another order
+    choose other masks here and there, so only rows of the same are compared."""
 
     model: str
     model_sha256: str
@@ -35,6 +38,7 @@ class Row:
     sparsity: float
     date: str
     commit: str
+    products: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,10 @@ class Timing:
     rounds: int
     date: str
     commit: str
+    products: str
 
+
+PRODUCTS = "bfloat16" if multiplies_bfloat16() else "float32"  # on this processor
 
 _ROW, _TIMING = TypeAdapter(Row), TypeAdapter(Timing)
 
@@ -110,13 +117,15 @@ class Results:
         timed = SECONDS.read_text(encoding="utf-8").splitlines() if SECONDS.exists() else []
         self._timings = [_TIMING.validate_json(line) for line in timed]
 
-    def find(self, asked: dict[str, Any] | None, model: str = MODEL) -> Row | None:
+    def find(self, asked: dict[str, Any] | None, products: str, model: str = MODEL) -> Row | None:
         """The newest row of a model for what was asked."""
-        return next((row for row in reversed(self.rows) if (row.model, row.asked) == (model, asked)), None)
+        wanted = (model, asked, products)
+        return next((row for row in reversed(self.rows) if (row.model, row.asked, row.products) == wanted), None)
 
-    def timing(self, asked: dict[str, Any]) -> Timing | None:
+    def timing(self, asked: dict[str, Any], products: str) -> Timing | None:
         """The newest timing of what was asked."""
-        return next((each for each in reversed(self._timings) if _today(each.asked) == asked), None)
+        wanted = (asked, products)
+        return next((each for each in reversed(self._timings) if (_today(each.asked), each.products) == wanted), None)
 
     def append(self, row: Row) -> None:
         with self._path.open("a", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ from statistics import median
 
 from benchmarks.protocol import ROOT
 from benchmarks.quality import commit
-from benchmarks.rows import MODEL, SECONDS, Results, Timing, asked_of, recipe_of
+from benchmarks.rows import MODEL, PRODUCTS, SECONDS, Results, Timing, asked_of, recipe_of
 from benchmarks.tables import update
 from secateur.pruning.pipeline import run
 
@@ -49,6 +49,7 @@ def main() -> None:
             rounds=options.rounds,
             date=today,
             commit=commit(),
+            products=PRODUCTS,
         )
         print(f"{contender}: {timing.seconds:.2f} s, {timing.multiple:.2f} x Wanda's", flush=True)
         with SECONDS.open("a", encoding="utf-8") as file:

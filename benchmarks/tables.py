@@ -1,9 +1,10 @@
 """Tables of the docs that are made from results/quality.jsonl: `python -m benchmarks.tables`.
 
-A page says between two marks what it wants, and the table appears below: sparsities behind `quality`, then a line for each
-contender with the name that it is shown by.
+A page says between two marks what it wants, and the table appears below: sparsities behind `quality`, whose rows it takes
+(those of processors that multiply bfloat16, or of others in float32: see Row), then a line for each contender with the name
+that it is shown by.
 
-    <!-- quality 0.5 2:4
+    <!-- quality 0.5 2:4 in bfloat16
     Wanda = wanda
     -->
     …
@@ -18,11 +19,14 @@ from __future__ import annotations
 import re
 
 from benchmarks.protocol import ROOT
-from benchmarks.rows import IN_DOMAIN, Results, Row, Timing, asked_of, recipe_of
+from benchmarks.rows import IN_DOMAIN, Results, Row, asked_of, recipe_of
+from secateur.recipes import PruneRecipe, Wanda
 
 DOCS = ROOT / "docs"
+_ITSELF, _UNKNOWN = "1", "—"
 _MARKED = re.compile(
-    r"<!-- quality (?P<sparsities>[^\n]*)\n(?P<contenders>.*?)\n-->\n(?P<table>.*?)<!-- /quality -->", re.DOTALL
+    r"<!-- quality (?P<sparsities>[^\n]*) in (?P<products>\w+)\n(?P<contenders>.*?)\n-->\n(?P<table>.*?)<!-- /quality -->",
+    re.DOTALL,
 )
 
 
@@ -41,34 +45,38 @@ def with_tables(page: str, results: Results) -> str:
     def filled(match: re.Match[str]) -> str:
         wanted = [line.split(" = ", 1) for line in match["contenders"].splitlines()]
         head = match[0][: match.start("table") - match.start()]
-        return f"{head}{table(match['sparsities'].split(), wanted, results)}\n<!-- /quality -->"
+        return f"{head}{table(match['sparsities'].split(), wanted, results, match['products'])}\n<!-- /quality -->"
 
     return _MARKED.sub(filled, page)
 
 
-def table(sparsities: list[str], contenders: list[list[str]], results: Results) -> str:
+def table(sparsities: list[str], contenders: list[list[str]], results: Results, products: str) -> str:
     """A Markdown table and, under it, when and by which code its rows were measured. What was not measured is a dash."""
     rows = {
-        (name, sparsity): results.find(asked_of(recipe_of(contender, sparsity)))
+        (name, sparsity): results.find(asked_of(recipe_of(contender, sparsity)), products)
         for name, contender in contenders
         for sparsity in sparsities
     }
-    timings = {name: results.timing(asked_of(recipe_of(contender, sparsities[0]))) for name, contender in contenders}
-    first, timed = contenders[0][0], any(timings.values())
+    multiples = {name: _multiple(recipe_of(contender, sparsities[0]), results, products) for name, contender in contenders}
+    first, timed = contenders[0][0], any(multiple not in {_ITSELF, _UNKNOWN} for multiple in multiples.values())
     heads = ["", *(_percent(sparsity) for sparsity in sparsities), *(["seconds"] if timed else [])]
     lines = [_line(heads), "|---" * len(heads) + "|"]
     for name, _ in contenders:
         cells = [_cell(rows[name, sparsity], rows[first, sparsity]) for sparsity in sparsities]
-        lines.append(_line([name, *cells, *([_multiple(timings[name])] if timed else [])]))
-    return "\n".join([*lines, "", _origin([row for row in rows.values() if row], results)])
+        lines.append(_line([name, *cells, *([multiples[name]] if timed else [])]))
+    return "\n".join([*lines, "", _origin([row for row in rows.values() if row], results.find(None, products))])
 
 
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _multiple(timing: Timing | None) -> str:
-    return f"{timing.multiple:.2f}" if timing else "—"
+def _multiple(recipe: PruneRecipe, results: Results, products: str) -> str:
+    """Seconds as a multiple of Wanda's, which are the measure."""
+    if recipe.method == Wanda(name="wanda"):
+        return _ITSELF
+    timing = results.timing(asked_of(recipe), products)
+    return f"{timing.multiple:.2f}" if timing else _UNKNOWN
 
 
 def _percent(sparsity: str) -> str:
@@ -77,14 +85,13 @@ def _percent(sparsity: str) -> str:
 
 def _cell(row: Row | None, first: Row | None) -> str:
     if row is None:
-        return "—"
+        return _UNKNOWN
     value = row.perplexity[IN_DOMAIN]
     multiple = f" ({value / first.perplexity[IN_DOMAIN]:.3f})" if first and first is not row else ""
     return f"{value:.4g}{multiple}"
 
 
-def _origin(rows: list[Row], results: Results) -> str:
-    dense = results.find(None)
+def _origin(rows: list[Row], dense: Row | None) -> str:
     told = f"Dense: {dense.perplexity[IN_DOMAIN]:.2f}. " if dense else ""
     dates = " to ".join(sorted({min(row.date for row in rows), max(row.date for row in rows)})) if rows else "never"
     commits = ", ".join(f"`{each}`" for each in sorted({row.commit for row in rows}))

@@ -117,9 +117,10 @@ def _app(hub: HubServer) -> FastAPI:
 
     @app.middleware("http")
     async def record(request: Request, proceed: Callable[[Request], Any]) -> Response:
+        asked = hub.asked  # whoever resets the hub meanwhile does not want to hear of this one
         await asyncio.sleep(hub.delay)
         answer: Response = Response(status_code=hub.failing) if hub.failing else await proceed(request)
-        hub.asked.append(
+        asked.append(
             Asked(
                 request.method,
                 request.url.path,
