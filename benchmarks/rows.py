@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.protocol import EVALUATION, LENGTH, ROOT, SAMPLES
+from secateur.pruning.device import best_device
 from secateur.pruning.products import multiplies_bfloat16
 from secateur.recipes import PruneRecipe
 
@@ -28,8 +29,9 @@ PROTOCOL: dict[str, Any] = {
 @dataclass(frozen=True, slots=True)
 class Row:
     """What one recipe made of one model. `asked`: see `asked_of`, None for the dense model; `perplexity` by dataset;
-    `products`: the dtype in which the processor multiplied bfloat16 (secateur.pruning.products). Sums in another order
-    choose other masks here and there, so only rows of the same are compared."""
+    `products`: how bfloat16 was multiplied: by `cuda`, or by the processor in `bfloat16` or in `float32`
+    (secateur.pruning.products). Sums in another order choose other masks here and there, so only rows of the same are
+    compared."""
 
     model: str
     model_sha256: str
@@ -54,7 +56,12 @@ class Timing:
     products: str
 
 
-PRODUCTS = "bfloat16" if multiplies_bfloat16() else "float32"  # on this processor
+def _products() -> str:
+    device = best_device().type
+    return device if device != "cpu" else "bfloat16" if multiplies_bfloat16() else "float32"
+
+
+PRODUCTS = _products()  # on this machine
 
 _ROW, _TIMING = TypeAdapter(Row), TypeAdapter(Timing)
 

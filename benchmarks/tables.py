@@ -20,7 +20,6 @@ import re
 
 from benchmarks.protocol import ROOT
 from benchmarks.rows import IN_DOMAIN, Results, Row, asked_of, recipe_of
-from secateur.recipes import PruneRecipe, Wanda
 
 DOCS = ROOT / "docs"
 _ITSELF, _UNKNOWN = "1", "—"
@@ -47,7 +46,10 @@ def with_tables(page: str, results: Results) -> str:
         head = match[0][: match.start("table") - match.start()]
         return f"{head}{table(match['sparsities'].split(), wanted, results, match['products'])}\n<!-- /quality -->"
 
-    return _MARKED.sub(filled, page)
+    filled_page, count = _MARKED.subn(filled, page)
+    if count != page.count("<!-- quality "):
+        raise ValueError("a mark of a table is not as the module says")
+    return filled_page
 
 
 def table(sparsities: list[str], contenders: list[list[str]], results: Results, products: str) -> str:
@@ -57,7 +59,7 @@ def table(sparsities: list[str], contenders: list[list[str]], results: Results, 
         for name, contender in contenders
         for sparsity in sparsities
     }
-    multiples = {name: _multiple(recipe_of(contender, sparsities[0]), results, products) for name, contender in contenders}
+    multiples = {name: _multiple(contender, sparsities[0], results, products) for name, contender in contenders}
     first, timed = contenders[0][0], any(multiple not in {_ITSELF, _UNKNOWN} for multiple in multiples.values())
     heads = ["", *(_percent(sparsity) for sparsity in sparsities), *(["seconds"] if timed else [])]
     lines = [_line(heads), "|---" * len(heads) + "|"]
@@ -71,11 +73,12 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _multiple(recipe: PruneRecipe, results: Results, products: str) -> str:
+def _multiple(contender: str, sparsity: str, results: Results, products: str) -> str:
     """Seconds as a multiple of Wanda's, which are the measure."""
-    if recipe.method == Wanda(name="wanda"):
+    asked = asked_of(recipe_of(contender, sparsity))
+    if asked == asked_of(recipe_of("wanda", sparsity)):
         return _ITSELF
-    timing = results.timing(asked_of(recipe), products)
+    timing = results.timing(asked, products)
     return f"{timing.multiple:.2f}" if timing else _UNKNOWN
 
 

@@ -117,7 +117,7 @@ def _app(hub: HubServer) -> FastAPI:
 
     @app.middleware("http")
     async def record(request: Request, proceed: Callable[[Request], Any]) -> Response:
-        asked = hub.asked  # whoever resets the hub meanwhile does not want to hear of this one
+        asked = hub.asked  # whoever puts another list there meanwhile does not want to hear of this one
         await asyncio.sleep(hub.delay)
         answer: Response = Response(status_code=hub.failing) if hub.failing else await proceed(request)
         asked.append(

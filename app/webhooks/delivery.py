@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -63,22 +64,29 @@ class Letter:
 
 
 async def spread(database: Database, *, at: datetime) -> int:
-    """Give new messages to the endpoints that want them and were there before; how many messages there were. Old ones are
-    forgotten."""
+    """Give new messages to the endpoints that want them; how many messages there were. Old ones are forgotten."""
     async with database.write() as session:
         messages = await repository.unspread(session, MAX_MESSAGES_A_ROUND)
-        for message in messages:
-            endpoints = await repository.enabled(session, message.tenant_id)
-            there = [one for one in endpoints if one.created_at <= message.created_at]
-            wanting = [one for one in there if not one.types or message.type in one.types]
-            for endpoint in wanting:
-                address(session, message, endpoint, at=at)
-            message.spread_at = at
-            if not wanting:
-                await session.delete(message)
-        await session.flush()
+        await _give(session, messages, at=at)
         await repository.forget(session, at, KEEP)
     return len(messages)
+
+
+async def spread_now(session: AsyncSession, tenant_id: str, *, at: datetime) -> None:
+    """Give what waits for the tenant to the endpoints that it has now: one that is made next is told nothing older."""
+    await _give(session, await repository.unspread(session, tenant_id=tenant_id), at=at)
+
+
+async def _give(session: AsyncSession, messages: Iterable[WebhookMessage], *, at: datetime) -> None:
+    for message in messages:
+        endpoints = await repository.enabled(session, message.tenant_id)
+        wanting = [one for one in endpoints if not one.types or message.type in one.types]
+        for endpoint in wanting:
+            address(session, message, endpoint, at=at)
+        message.spread_at = at
+        if not wanting:
+            await session.delete(message)
+    await session.flush()
 
 
 def address(session: AsyncSession, message: WebhookMessage, endpoint: WebhookEndpoint, *, at: datetime) -> WebhookDelivery:

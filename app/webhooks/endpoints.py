@@ -72,6 +72,7 @@ async def create_webhook_endpoint(
             if await repository.count_endpoints(session, caller.tenant.id) >= MAX_ENDPOINTS:
                 told = f"there are {MAX_ENDPOINTS} webhook endpoints already"
                 raise ProblemError("too_many_webhook_endpoints", told, hint="Delete one that is not needed.")
+            await delivery.spread_now(session, caller.tenant.id, at=clock.now())
             row = EndpointRow(
                 id=new_id("whk"),
                 tenant_id=caller.tenant.id,

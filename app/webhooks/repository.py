@@ -50,9 +50,13 @@ async def find_delivery(session: AsyncSession, endpoint_id: str, delivery_id: st
     return await session.scalar(query.with_for_update())
 
 
-async def unspread(session: AsyncSession, limit: int) -> Sequence[WebhookMessage]:
-    """The oldest messages that no endpoint was given yet, locked."""
+async def unspread(
+    session: AsyncSession, limit: int | None = None, *, tenant_id: str | None = None
+) -> Sequence[WebhookMessage]:
+    """The oldest messages, of one tenant or of all, that no endpoint was given yet, locked."""
     query = select(Message).where(Message.spread_at.is_(None)).order_by(Message.id).limit(limit)
+    if tenant_id:
+        query = query.where(Message.tenant_id == tenant_id)
     return (await session.scalars(query.with_for_update(skip_locked=True))).all()
 
 

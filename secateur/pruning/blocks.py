@@ -45,8 +45,8 @@ def prune_blocks(
     )
     if walk and walk.guard_share > MOST_SHARE:
         narrator.log(
-            f"The guard takes {walk.guard_share:.0%} of a forward of the calibration set, which is small for so many "
-            "groups of linears or candidates.",
+            f"The guard takes {walk.guard_share:.0%} of a forward of the calibration set: it tries "
+            f"{recipe.method.candidates} candidates for each group of linears, on as few tokens as say anything.",
             "warning",
         )
     keep_what_is_freed(training=recipe.method.induction is not None)

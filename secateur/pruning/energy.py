@@ -102,15 +102,15 @@ def _row_sums(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _line(sums: Tensor, count: int, wanted: EnergyCompensation) -> _Line:
     """A step, from the `sums` of W, W^2, W' and W'^2 over `count` weights, (4, …): both energies in terms of them, in
-    float64. The sums were float32, so E errs by about 1e-7 of the squared mean: by a thousandth where weights differ by a
-    hundredth of their mean."""
+    float64. The sums were float32, so E errs by up to 7e-7 of the squared mean: by nearly a hundredth where weights differ
+    by a hundredth of their mean."""
     dense, squares, left, left_squares = sums.double()
     mean = dense / count
     energy = (squares - count * mean.square()).clamp_min_(0.0)
     energy_left = (left_squares - 2 * mean * left + count * mean.square()).clamp_min_(0.0)
     wished = ratio(energy, energy_left + wanted.epsilon * energy).sqrt()
     factor = wished.clamp(*wanted.clamp)
-    return _Line(factor.float(), (mean * (1 - factor)).float(), (factor != wished).sum())
+    return _Line(factor.float(), (mean * (1 - factor)).float(), (factor.float() != wished.float()).sum())
 
 
 def _scaled(part: _Part, sums: _Sums, columns: _Line, wanted: EnergyCompensation) -> tuple[Tensor, Tensor]:

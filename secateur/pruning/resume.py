@@ -81,14 +81,14 @@ class Attempt:
                 best, source = found, folder
         if source == self.folder:
             return
+        with suppress(FileNotFoundError):  # first: by other scores the blocks that are taken over would have other targets
+            link(source / SCORES, self.folder / SCORES)
         with suppress(FileNotFoundError):
             for facts in best:
                 shard = self.shard(facts.block)
                 link(source / shard.name, shard)
                 link(_record(source / shard.name), _record(shard))
                 self.finished.append(facts)
-        with suppress(FileNotFoundError):
-            link(source / SCORES, self.folder / SCORES)
         if boundary := _read_boundary(source):
             with suppress(FileNotFoundError):
                 link(source / boundary.file, self.folder / boundary.file)

@@ -110,7 +110,7 @@ class Gram:
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self.count = 0
-        if torch.float32.itemsize * in_features**2 >= LARGE_BYTES:
+        if device.type == "cpu" and torch.float32.itemsize * in_features**2 >= LARGE_BYTES:
             trim()
         self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 

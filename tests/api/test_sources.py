@@ -320,7 +320,7 @@ async def test_the_token_is_the_tenants_or_none_and_stays_on_the_hub(settings: S
     admitted = await _admit(settings, _recipe())
     fetch_model(admitted.model, tenant_id="ten_a", tokens={}, settings=settings)
     assert {entry.authorization for entry in hub.asked} == {None}
-    hub.asked.clear()
+    hub.asked = []
     admitted = await _admit(settings, _recipe(), TOKEN)
     fetch_model(admitted.model, tenant_id="ten_b", tokens={SecretName.HUB_TOKEN: TOKEN}, settings=settings)
     assert {entry.authorization for entry in hub.asked if entry.host == "127.0.0.1"} == {f"Bearer {TOKEN}"}
@@ -388,7 +388,7 @@ async def test_each_tenant_has_a_cache_of_its_own(settings: Settings, hub: HubSe
 async def test_what_is_there_is_not_fetched_again(settings: Settings, hub: HubServer) -> None:
     model = (await _admit(settings, _recipe())).model
     folder = fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)
-    hub.asked.clear()
+    hub.asked = []
     assert fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings) == folder
     assert hub.asked == []
 
@@ -409,7 +409,7 @@ async def test_a_file_that_is_not_what_the_hub_says_leaves_no_model(settings: Se
 
 async def test_many_that_fetch_the_same_at_once_share_the_work(settings: Settings, hub: HubServer) -> None:
     model = (await _admit(settings, _recipe())).model
-    hub.asked.clear()
+    hub.asked = []
     found: list[Path] = []
     threads = [
         threading.Thread(target=lambda: found.append(fetch_model(model, tenant_id="ten_a", tokens={}, settings=settings)))

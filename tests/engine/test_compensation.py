@@ -92,6 +92,9 @@ def test_energy_compensation_tells_how_many_factors_the_clamp_held_back() -> Non
         for name, clamp in wanted.items()
     }
     assert told == {"tight": (f"factors_clamped:{sum(weight.shape)}",), "wide": ()}
+    nothing = torch.zeros_like(removed)
+    untouched = energy_compensated(weight, of_mask(weight, nothing), EnergyCompensation(name="energy", clamp=(1.0, 1.5)))
+    assert untouched.fallbacks == ()
 
 
 def test_a_column_has_its_energy_before_the_mask_and_a_known_one_behind_it() -> None:
