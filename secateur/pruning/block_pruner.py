@@ -72,19 +72,19 @@ class BlockPruner:
         probe: MicroBatch,
         guard: Guard | None,
         *,
-        dense: list[MicroBatch],
+        learned_from: Streams | None,
         propagate: bool,
     ) -> None:
         """Prune `block` on `batches`; with `propagate` they carry its output afterwards, as the recipe says which, and so
-        does the `guard`'s batch. `dense`: the same sequences as the dense model has them, if sparsity is to be induced; they
-        carry the dense output."""
+        does the `guard`'s batch. `learned_from`: the sequences that scales are learned from, if sparsity is to be induced;
+        those of the dense stream carry the dense output afterwards."""
         linears = [linear.module for linear in self.linears[self.facts.block]]
         groups = groups_of(block, self.facts.block, linears, probe)
         self._guard, self._tokens = guard, sum(batch.tokens.numel() for batch in batches)
         if guard:
             guard.enter(block, self.facts.block)
-        if self._inducer:
-            self._induce(self._inducer, block, Streams(batches, dense), groups)
+        if self._inducer and learned_from:
+            self._induce(self._inducer, block, learned_from, groups)
         if self._propagate == "staged":
             self._prune_staged(block, batches, groups, propagate=propagate)
         else:

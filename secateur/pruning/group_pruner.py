@@ -21,7 +21,7 @@ from secateur.pruning.statistics import Glimpse, InputMoments, InputSample, Stat
 
 _Way = tuple[Method, Tensor | None]  # with which emphasis of its scores
 Place = Callable[[list[Pruned]], None]  # puts candidates into the block
-LEAST_GAIN = 0.01  # of what was learned without a method's update; less than that is chance on one sequence
+LEAST_GAIN = 0.03  # of what was learned without a method's update; less than that is chance on one sequence
 
 
 @dataclass(frozen=True, slots=True)

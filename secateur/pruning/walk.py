@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from secateur.pruning.block_pruner import BlockPruner
 from secateur.pruning.checkpoint import Checkpoint
 from secateur.pruning.families import Family
 from secateur.pruning.guard import Guard, cost, held_out
+from secateur.pruning.induction.inducer import Streams
 from secateur.pruning.induction.training import sequences_of_a_step
 from secateur.pruning.memory import give_back
 from secateur.pruning.resume import Attempt
@@ -31,8 +33,11 @@ class Walk:
         observed, guards = held_out(tokens, groups, whole=induced) if guarded else (tokens, None)
         self.guard_share = 0.0 if guards is None or induced else cost(guards, tokens, groups, method.candidates)
         step = sequences_of_a_step(method.induction, len(observed)) if method.induction else None
-        self.batches = self._model.batches(observed, step=step)
-        self._dense = [replace(batch) for batch in self.batches] if induced else []
+        learned_from = self._model.batches(observed, step=step)
+        # Of what is learned, a method that updates weights refuses most: where it refuses all, it shall be what it was.
+        self._apart = induced and guarded and method.updates_weights
+        self.batches = self._model.batches(tokens) if self._apart else learned_from
+        self._dense = [replace(batch) for batch in learned_from] if induced else []
         self._guard = Guard(self._model.enter(guards), self._model.enter(guards)) if guards is not None else None
         self._model.release()
         give_back()
@@ -45,7 +50,7 @@ class Walk:
 
     @property
     def travellers(self) -> list[MicroBatch]:
-        """All that goes through the blocks: what is observed, as the dense model has it too if that is wanted, and behind it
+        """All that goes through the blocks: what is observed; what scales are learned from as the dense model has it; and
         what is held out."""
         return [*self.batches, *self._dense, *([self._guard.pruned, self._guard.dense] if self._guard else [])]
 
@@ -63,6 +68,14 @@ class Walk:
                     with self._model.block(index, None if as_it_was else written) as block:
                         forward(block, index, batches, self._model.lanes)
 
+    def _learned_from(self, batches: list[MicroBatch]) -> list[MicroBatch]:
+        """Of `batches`, which are observed, those sequences that scales are learned from, in step with the dense ones."""
+        if not self._apart:
+            return batches
+        sizes = [len(batch.tokens) for batch in self._dense]
+        hidden = torch.cat([batch.hidden for batch in batches])[: sum(sizes)]  # (sequences, seq, hidden)
+        return [replace(batch, hidden=part) for batch, part in zip(self._dense, torch.split(hidden, sizes), strict=True)]
+
     def prune(self, index: int, *, propagate: bool) -> None:
         """Prune a block and, with `propagate`, go on behind it. If memory runs out, halve the micro-batches and begin the
         block again."""
@@ -72,7 +85,10 @@ class Walk:
         def work(batches: list[MicroBatch]) -> None:
             behind[:] = [replace(batch) for batch in self._dense]
             with self._model.block(index) as block:
-                self._pruner.prune_observing(block, batches, self._probe, self._guard, dense=behind, propagate=propagate)
+                learned_from = Streams(self._learned_from(batches), behind) if behind else None
+                self._pruner.prune_observing(
+                    block, batches, self._probe, self._guard, learned_from=learned_from, propagate=propagate
+                )
 
         def again(size: int) -> None:
             self._pruner.begin(index, fallbacks=(*self._pruner.facts.fallbacks, f"out_of_memory:micro_batch={size}"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from secateur.problems import ProblemError
 from secateur.pruning import admission, pipeline
+from secateur.pruning.checkpoint import sha256_of
 from secateur.pruning.discovery import family_of
 from secateur.pruning.estimate import estimate
 from secateur.pruning.events import Event
@@ -116,7 +117,19 @@ class KilledError(BaseException):
     """Ends a run the way a kill does: nothing is cleaned up."""
 
 
-@pytest.mark.parametrize("method", ["magnitude", "wanda"])
+@pytest.mark.parametrize("pattern", [0.6, "4:8"])
+def test_before_sparsegpt_what_is_refused_everywhere_leaves_the_bytes_as_they_are_without(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str | float
+) -> None:
+    monkeypatch.setattr("secateur.pruning.group_pruner.LEAST_GAIN", 1.0)
+    report = prune(induced("sparsegpt", pattern), llama, tmp_path / "induced").report
+    assert {block["induction"]["choice"]["chosen"] for block in report["blocks"]} >= {"trained"}
+    prune(recipe("sparsegpt", pattern), llama, tmp_path / "plain")
+    ours, plain = (sha256_of(tmp_path / name / "output" / "model.safetensors") for name in ("induced", "plain"))
+    assert ours == plain
+
+
+@pytest.mark.parametrize("method", ["magnitude", "wanda", "sparsegpt"])
 def test_a_run_that_was_killed_ends_with_the_same_bytes(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
