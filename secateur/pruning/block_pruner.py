@@ -20,6 +20,7 @@ from secateur.pruning.guard import Guard
 from secateur.pruning.induction.inducer import Inducer, Streams
 from secateur.pruning.lanes import lanes
 from secateur.pruning.linears import Linear, linears_of
+from secateur.pruning.memory import trim
 from secateur.pruning.methods import Pruned
 from secateur.pruning.placed import Placed, turned
 from secateur.pruning.registry import observes, sampled_share
@@ -119,6 +120,8 @@ class BlockPruner:
     def _prune_staged(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         def prune(group: Group, looks: list[Look]) -> None:
             self._prune_group(block, group, self._observed(group, looks))
+            if group in groups[-2:-1] and self.device.type == "cpu":
+                trim()  # a block holds the most at its last group
 
         run_staged(
             block, self.facts.block, batches, groups, look=self._look, prune=prune, lanes=self._lanes, propagate=propagate

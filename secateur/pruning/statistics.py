@@ -17,7 +17,7 @@ from secateur.pruning.registry import Observes
 ELEMENTS_IN_CACHE = 3 << 16  # of float32, beside what they are made of
 TOKENS_AT_ONCE = 2048  # that a Gram takes in with one product for each strip
 STRIP = 512  # rows of the Gram that are one matrix product
-LARGE_BYTES = 8 << 20  # of a Gram, for which room is made first: with its factor it is the most that a block needs at a time
+LARGE_BYTES = 8 << 20  # of a Gram, for which room is made: with its factor it is the most that a block needs at a time
 
 
 class Statistics(Protocol):
@@ -115,17 +115,26 @@ class Gram:
         self._lower = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
 
     def add(self, inputs: Tensor) -> None:
-        for tokens in torch.split(inputs.flatten(0, -2), TOKENS_AT_ONCE):  # (tokens, in_features)
-            with exact_products_of(tokens.dtype):
-                wide = _scratch(*tokens.shape, tokens.device).copy_(tokens)
+        self.add_all([inputs])
+
+    def add_all(self, inputs: Sequence[Tensor]) -> None:
+        """Take in all of `inputs`, (…, in_features) each, `TOKENS_AT_ONCE` tokens at a time however they come."""
+        for parts in _of_equal_size(inputs, TOKENS_AT_ONCE):
+            count = sum(map(len, parts))
+            wide = _scratch(len(self._lower), self._lower.device)[:count]  # (tokens, in_features)
+            for place, part in zip(torch.split(wide, [len(part) for part in parts]), parts, strict=True):
+                place.copy_(part)
+            with exact_products_of(parts[0].dtype):
                 for start in range(0, len(self._lower), STRIP):
                     end = min(start + STRIP, len(self._lower))
                     self._lower[start:end, :end].addmm_(wide[:, start:end].T, wide[:, :end])  # (strip, end)
-            self.count += len(tokens)
+            self.count += count
 
     @property
     def total(self) -> Tensor:
         """The whole matrix, (in_features, in_features)."""
+        if self._lower.nbytes >= LARGE_BYTES:
+            _scratch.cache_clear()
         for start in range(STRIP, len(self._lower), STRIP):
             strip = self._lower[start : start + STRIP, :start]  # (strip, start)
             self._lower[:start, start : start + STRIP] = strip.T
@@ -190,27 +199,32 @@ def observe(statistics: Statistics, glimpses: Sequence[Glimpse]) -> None:
         for seen in glimpses:
             statistics.merge(cast("Any", seen))
     else:
-        for part in _joined(cast("Sequence[Tensor]", glimpses)):
-            statistics.add(part)
+        cast("Gram", statistics).add_all(cast("Sequence[Tensor]", glimpses))
 
 
-def _joined(inputs: Sequence[Tensor]) -> Iterator[Tensor]:
-    """`inputs`, (…, in_features) each, in parts of `TOKENS_AT_ONCE` tokens or a little more, but for the last."""
+def _of_equal_size(inputs: Sequence[Tensor], tokens: int) -> Iterator[list[Tensor]]:
+    """`inputs`, (…, in_features) each, in order, as lists of (some tokens, in_features) that have `tokens` tokens together;
+    the last has what is left."""
     waiting: list[Tensor] = []
-    for tokens in (part.flatten(0, -2) for part in inputs):  # (tokens, in_features)
-        waiting.append(tokens)
-        if sum(map(len, waiting)) >= TOKENS_AT_ONCE:
-            yield torch.cat(waiting)
-            waiting = []
+    missing = tokens
+    for part in (each.flatten(0, -2) for each in inputs):  # (its tokens, in_features)
+        rest = part
+        while len(rest):
+            piece, rest = rest[:missing], rest[missing:]
+            waiting.append(piece)
+            missing -= len(piece)
+            if not missing:
+                yield waiting
+                waiting, missing = [], tokens
     if waiting:
-        yield torch.cat(waiting)
+        yield waiting
 
 
 @lru_cache(maxsize=1)
-def _scratch(tokens: int, in_features: int, device: torch.device) -> Tensor:
-    """A float32 buffer that one Gram after the other widens its tokens into: new pages each time would cost half as much
-    as the product."""
-    return torch.empty(tokens, in_features, dtype=torch.float32, device=device)
+def _scratch(in_features: int, device: torch.device) -> Tensor:
+    """A float32 buffer, (`TOKENS_AT_ONCE`, in_features), that one Gram after the other widens its tokens into: new pages
+    each time would cost half as much as the product."""
+    return torch.empty(TOKENS_AT_ONCE, in_features, dtype=torch.float32, device=device)
 
 
 def _widened(inputs: Tensor) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from secateur.problems import ProblemError
 from secateur.pruning.allocation import Target
-from secateur.pruning.methods.factor import inverse_factor, inverse_lower
+from secateur.pruning.methods.factor import inverse_factor, inverted_factor
 from secateur.pruning.methods.sparsegpt import SparseGPTMethod, sparsegpt
 from secateur.pruning.statistics import Gram
 from secateur.recipes import SparseGPT
@@ -91,13 +91,13 @@ def test_linears_swept_together_come_out_as_if_alone(layer: tuple[Tensor, Tensor
 def test_the_inverse_factor_by_halves_is_that_of_lapack(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     monkeypatch.setattr("secateur.pruning.methods.factor.LEAF", 4)
     x = torch.randn(3 * n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
-    inverse = inverse_lower(x.T @ x)
-    assert inverse is not None
+    inverse = x.T @ x
+    assert inverted_factor(inverse)
     torch.testing.assert_close(inverse, torch.linalg.inv(torch.linalg.cholesky(x.T @ x)))
     for place in range(n):
         broken = x.T @ x
         broken[place, place] = -1.0
-        assert inverse_lower(broken) is None
+        assert not inverted_factor(broken)
 
 
 def test_the_update_pays(layer: tuple[Tensor, Tensor]) -> None:

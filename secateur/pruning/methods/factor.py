@@ -44,12 +44,10 @@ def inverse_factor(gram: Tensor, damping: float) -> Factor:
     for attempt, (dtype, amount) in enumerate(attempts):
         damped = scaled.to(dtype).flip(0, 1)  # a copy
         damped.diagonal().add_(amount + dead.flip(0).to(dtype))
-        inverse = inverse_lower(damped)
-        del damped
-        if inverse is not None:
+        if inverted_factor(damped):
             if attempt:
                 fallbacks.append(f"cholesky_float64:damping={amount:g}")
-            return Factor(inverse.flip(0, 1).float(), scaled, amount, dead, tuple(fallbacks))
+            return Factor(damped.flip(0, 1).float(), scaled, amount, dead, tuple(fallbacks))
     raise ProblemError(
         "nonfinite_activation",
         f"The Gram matrix of an input is not positive definite, not even with damping {attempts[-1][1]:g} in float64.",
@@ -57,8 +55,8 @@ def inverse_factor(gram: Tensor, damping: float) -> Factor:
     )
 
 
-def inverse_lower(matrix: Tensor) -> Tensor | None:
-    """L^-1 where `matrix` = L LT, both (n, n); None if it is not positive definite. `matrix` is overwritten.
+def inverted_factor(matrix: Tensor) -> bool:
+    """Overwrite `matrix` = L LT, (n, n), with L^-1; False, and whatever was made so far, if it is not positive definite.
 
     By halves: with A = [[A1, .], [B, A2]] and X1 = L1^-1, L's lower left is C = B X1T, A2 - C CT = L2 L2T goes on the same
     way, and the inverse's lower left is -X2 C X1. Nearly all of it is matrix products, which LAPACK's factorisation and
@@ -68,19 +66,17 @@ def inverse_lower(matrix: Tensor) -> Tensor | None:
     if n <= LEAF:
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if failed.item():
-            return None
+            return False
         identity = torch.eye(n, dtype=matrix.dtype, device=matrix.device)
-        leaf: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
-        return leaf
+        matrix.copy_(torch.linalg.solve_triangular(lower, identity, upper=False))
+        return True
     half = n // 2
-    first = inverse_lower(matrix[:half, :half])
-    if first is None:
-        return None
-    corner = matrix[half:, :half] @ first.T  # (n - half, half)
-    second = inverse_lower(matrix[half:, half:].addmm_(corner, corner.T, alpha=-1.0))
-    if second is None:
-        return None
-    inverse = torch.zeros_like(matrix)
-    inverse[:half, :half], inverse[half:, half:] = first, second
-    inverse[half:, :half] = -(second @ (corner @ first))
-    return inverse
+    first, second, lower_left = matrix[:half, :half], matrix[half:, half:], matrix[half:, :half]
+    if not inverted_factor(first):
+        return False
+    corner = lower_left @ first.T  # (n - half, half)
+    if not inverted_factor(second.addmm_(corner, corner.T, alpha=-1.0)):
+        return False
+    torch.mm(second, corner @ first, out=lower_left).neg_()
+    matrix[:half, half:] = 0.0
+    return True

@@ -21,6 +21,7 @@ from secateur.pruning.methods.factor import Factor, inverse_factor
 from secateur.pruning.statistics import Gram, Statistics, exact_products_of
 from secateur.recipes import SparseGPT
 
+ROWS_AT_ONCE = 256  # of a linear, whose part in an error takes memory for no more of them at a time
 TILE = 16  # columns that are brought up to date one by one; beyond the tile updates are matrix products
 
 
@@ -73,6 +74,7 @@ def sparsegpt(
         work[end:].addmm_(steps[:, end - start :].T, errors, alpha=-1.0)
         losses += (errors / scales[start:end]).square().sum(dim=0)
     shares = _relative_errors(weights, before, work, losses, factor)
+    del before
     return [
         Swept(after.T.contiguous(), gone.T.contiguous(), share)
         for after, gone, share in zip(torch.split(work, rows, 1), torch.split(removed, rows, 1), shares, strict=True)
@@ -117,18 +119,21 @@ def _relative_errors(
     """The errors that `Swept` has, from what the sweep knows.
 
     With D = E U, E the removed weights over U_jj, and H^-1 = UT U for the damped H, tr(D H DT) is the sum of E^2: `losses`,
-    by output row, (all out_features,). The damping's part of it, damping x D^2, is taken off. `before` and `after`:
-    (in_features, all out_features).
+    by output row, (all out_features,). The damping's part of it, damping x D^2, is taken off. `before`, which is
+    overwritten, and `after`: (in_features, all out_features).
     """
-    lost = losses - factor.damping * (before - after).square().sum(dim=0)  # (all out_features,)
-    stacked = torch.cat(list(weights))  # (all out_features, in_features)
-    with exact_products_of(stacked.dtype):
-        wide = stacked.float()
-        whole = (wide @ factor.gram).mul_(wide).sum(dim=1)  # (all out_features,)
     rows = [len(weight) for weight in weights]
-    pairs = zip(torch.split(lost, rows), torch.split(whole.double(), rows), strict=True)
-    sums = [(float(gone.sum()), float(everything.sum())) for gone, everything in pairs]
-    return [max(0.0, gone / everything) if everything > 0 else 0.0 for gone, everything in sums]
+    with exact_products_of(weights[0].dtype):
+        whole = [_energy(linear, factor.gram) for linear in torch.split(before, rows, 1)]
+    lost = losses - factor.damping * before.sub_(after).square_().sum(dim=0)  # (all out_features,)
+    sums = zip(torch.split(lost, rows), whole, strict=True)
+    return [max(0.0, float(gone.sum()) / everything) if everything > 0 else 0.0 for gone, everything in sums]
+
+
+def _energy(transposed: Tensor, gram: Tensor) -> float:
+    """tr(W H WT) of WT, (in_features, out_features), and H, (in_features, in_features)."""
+    parts = torch.split(transposed, ROWS_AT_ONCE, 1)
+    return sum(float((gram @ part).mul_(part).sum(dtype=torch.float64)) for part in parts)
 
 
 class SparseGPTMethod:
