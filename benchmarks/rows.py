@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 
 from benchmarks.protocol import EVALUATION, LENGTH, ROOT, SAMPLES
@@ -29,9 +30,9 @@ PROTOCOL: dict[str, Any] = {
 @dataclass(frozen=True, slots=True)
 class Row:
     """What one recipe made of one model. `asked`: see `asked_of`, None for the dense model; `perplexity` by dataset;
-    `products`: how bfloat16 was multiplied: by `cuda`, or by the processor in `bfloat16` or in `float32`
-    (secateur.pruning.products). Sums in another order choose other masks here and there, so only rows of the same are
-    compared."""
+    `products`: how bfloat16 was multiplied: by `cuda`, by the processor's `amx` or its other instructions for `bfloat16`, or
+    in `float32` (secateur.pruning.products). Sums in another order choose other masks here and there, so only rows of the
+    same are compared."""
 
     model: str
     model_sha256: str
@@ -58,7 +59,11 @@ class Timing:
 
 def _products() -> str:
     device = best_device().type
-    return device if device != "cpu" else "bfloat16" if multiplies_bfloat16() else "float32"
+    if device != "cpu":
+        return device
+    if torch.cpu.get_capabilities().get("amx_bf16"):
+        return "amx"
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 PRODUCTS = _products()  # on this machine

@@ -1,8 +1,7 @@
 """Tables of the docs that are made from results/quality.jsonl: `python -m benchmarks.tables`.
 
 A page says between two marks what it wants, and the table appears below: sparsities behind `quality`, whose rows it takes
-(those of processors that multiply bfloat16, or of others in float32: see Row), then a line for each contender with the name
-that it is shown by.
+(`products` of a Row), then a line for each contender with the name that it is shown by.
 
     <!-- quality 0.5 2:4 in bfloat16
     Wanda = wanda
