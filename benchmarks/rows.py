@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.engine import machine
 from benchmarks.protocol import EVALUATION, LENGTH, ROOT, SAMPLES
 from secateur.pruning.device import best_device
 from secateur.pruning.products import multiplies_bfloat16
@@ -61,7 +61,7 @@ def _products() -> str:
     device = best_device().type
     if device != "cpu":
         return device
-    if torch.cpu.get_capabilities().get("amx_bf16"):
+    if machine()["amx_bf16"]:
         return "amx"
     return "bfloat16" if multiplies_bfloat16() else "float32"
 

@@ -48,6 +48,7 @@ class BlockPruner:
         self._guard: Guard | None = None
         wanted, seed = recipe.method.induction, recipe.calibration.seed
         self._inducer = Inducer(recipe.method, wanted, source.headers, family, seed) if wanted else None
+        self._trims = device.type == "cpu" and not wanted  # what is freed is kept where blocks are trained
         self.begin(0)
 
     @property
@@ -120,8 +121,8 @@ class BlockPruner:
     def _prune_staged(self, block: nn.Module, batches: list[MicroBatch], groups: list[Group], *, propagate: bool) -> None:
         def prune(group: Group, looks: list[Look]) -> None:
             self._prune_group(block, group, self._observed(group, looks))
-            if group in groups[-2:-1] and self.device.type == "cpu":
-                trim()  # a block holds the most at its last group
+            if group in groups[-2:-1] and self._trims:
+                trim()  # without experts a block holds the most at its last group
 
         run_staged(
             block, self.facts.block, batches, groups, look=self._look, prune=prune, lanes=self._lanes, propagate=propagate

@@ -134,7 +134,7 @@ class Gram:
     def total(self) -> Tensor:
         """The whole matrix, (in_features, in_features)."""
         if self._lower.nbytes >= LARGE_BYTES:
-            _scratch.cache_clear()
+            _scratch.cache_clear()  # its factor needs the room
         for start in range(STRIP, len(self._lower), STRIP):
             strip = self._lower[start : start + STRIP, :start]  # (strip, start)
             self._lower[:start, start : start + STRIP] = strip.T
@@ -222,8 +222,8 @@ def _of_equal_size(inputs: Sequence[Tensor], tokens: int) -> Iterator[list[Tenso
 
 @lru_cache(maxsize=1)
 def _scratch(in_features: int, device: torch.device) -> Tensor:
-    """A float32 buffer, (`TOKENS_AT_ONCE`, in_features), that one Gram after the other widens its tokens into: new pages
-    each time would cost half as much as the product."""
+    """A float32 buffer, (`TOKENS_AT_ONCE`, in_features), that tokens are widened into, of one Gram after the other if they
+    are not large: new pages each time would cost half as much as the product."""
     return torch.empty(TOKENS_AT_ONCE, in_features, dtype=torch.float32, device=device)
 
 

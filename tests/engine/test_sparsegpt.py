@@ -100,8 +100,9 @@ def test_the_inverse_factor_by_halves_is_that_of_lapack(monkeypatch: pytest.Monk
         assert not inverted_factor(broken)
 
 
-def test_the_update_pays(layer: tuple[Tensor, Tensor]) -> None:
+def test_the_update_pays(monkeypatch: pytest.MonkeyPatch, layer: tuple[Tensor, Tensor]) -> None:
     """The output error is well below that of the same mask without the update, and is what the report says."""
+    monkeypatch.setattr("secateur.pruning.methods.sparsegpt.ROWS_AT_ONCE", 5)
     weight, inputs = layer
     method = SparseGPTMethod(SparseGPT(name="sparsegpt"))
     statistics = Gram(96, torch.device("cpu"))

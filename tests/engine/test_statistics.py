@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.pruning.statistics import InputMoments, observer
+from secateur.pruning.statistics import Gram, InputMoments, observe, observer
 
 OBSERVED = ("norms", "moments", "gram")
 
@@ -35,7 +35,24 @@ def test_a_variance_is_not_lost_beside_a_large_mean(parts: list[int]) -> None:
     torch.testing.assert_close(moments.mean, inputs.double().mean(0), rtol=1e-7, atol=0)
 
 
+@pytest.mark.parametrize("counts", [[1500, 0, 1500, 5000, 3], [8003], [2048, 2048, 2048, 1859]], ids=str)
+def test_a_gram_is_the_same_however_its_tokens_come(monkeypatch: pytest.MonkeyPatch, counts: list[int]) -> None:
+    monkeypatch.setattr("secateur.pruning.statistics.STRIP", 7)
+    inputs = torch.randn(8003, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    gram, at_once = Gram(24, torch.device("cpu")), Gram(24, torch.device("cpu"))
+    observe(gram, torch.split(inputs, counts))
+    at_once.add(inputs.view(1, 8003, 24))
+    assert gram.count == 8003
+    assert torch.equal(gram.total, at_once.total)
+    exact = inputs.double().T @ inputs.double()
+    torch.testing.assert_close(gram.total.double(), exact, rtol=1e-4, atol=1e-2)
+
+
 def test_of_no_tokens_everything_is_zero() -> None:
     moments = InputMoments(3, torch.device("cpu"))
     moments.add(torch.empty(0, 3))
     assert (moments.count, moments.mean.tolist(), moments.variance.tolist()) == (0, [0.0] * 3, [0.0] * 3)
+    gram = Gram(3, torch.device("cpu"))
+    observe(gram, [])
+    observe(gram, [torch.empty(0, 3)])
+    assert (gram.count, gram.total.tolist()) == (0, [[0.0] * 3] * 3)

@@ -42,12 +42,13 @@ def inverse_factor(gram: Tensor, damping: float) -> Factor:
     fallbacks: list[str] = [f"dead_inputs:{int(dead.sum())}"] if bool(dead.any()) else []
     attempts = [(torch.float32, damping)] + [(torch.float64, damping * 10**k) for k in range(MAX_DAMPING_RAISES + 1)]
     for attempt, (dtype, amount) in enumerate(attempts):
-        damped = scaled.to(dtype).flip(0, 1)  # a copy
+        damped = scaled.flip(0, 1).to(dtype)  # a copy
         damped.diagonal().add_(amount + dead.flip(0).to(dtype))
         if inverted_factor(damped):
             if attempt:
                 fallbacks.append(f"cholesky_float64:damping={amount:g}")
-            return Factor(damped.flip(0, 1).float(), scaled, amount, dead, tuple(fallbacks))
+            return Factor(damped.float().flip(0, 1), scaled, amount, dead, tuple(fallbacks))
+        del damped
     raise ProblemError(
         "nonfinite_activation",
         f"The Gram matrix of an input is not positive definite, not even with damping {attempts[-1][1]:g} in float64.",
