@@ -123,7 +123,7 @@ def _relative_errors(
     overwritten, and `after`: (in_features, all out_features).
     """
     rows = [len(weight) for weight in weights]
-    with exact_products_of(weights[0].dtype):
+    with exact_products_of(weights[0].dtype):  # the Gram is rounded to bfloat16 in it, which a sum of so many does not show
         whole = [_energy(linear, factor.gram) for linear in torch.split(before, rows, 1)]
     lost = losses - factor.damping * before.sub_(after).square_().sum(dim=0)  # (all out_features,)
     sums = zip(torch.split(lost, rows), whole, strict=True)
