@@ -31,8 +31,8 @@ PROTOCOL: dict[str, Any] = {
 class Row:
     """What one recipe made of one model. `asked`: see `asked_of`, None for the dense model; `perplexity` by dataset;
     `products`: how bfloat16 was multiplied: by `cuda`, by the processor's `amx` or its other instructions for `bfloat16`, or
-    in `float32` (secateur.pruning.products), by what it says that it can do. Sums in another order choose other masks here and there, so only rows of the
-    same are compared."""
+    in `float32` (secateur.pruning.products), by what it says that it can do. Sums in another order choose other masks here
+    and there, so only rows of the same are compared."""
 
     model: str
     model_sha256: str
