@@ -1,41 +1,43 @@
 """Energy compensation: what a mask took of the spread of columns and rows is given back (arXiv 2602.07375, stage 2).
 
 It looks at weights alone. Some rows at a time: the system's zeroed pages for float32 copies of a whole weight would take
-three times as long as all of the arithmetic.
+three times as long as all of the arithmetic. Operations on a part take less than threads need to meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from secateur.pruning.compensation import factors_clamped, ratio, share
+from secateur.pruning.lanes import map_short
 from secateur.pruning.methods import Pruned
 from secateur.recipes import EnergyCompensation
 
-MOST_ELEMENTS = 1 << 19  # of a part; torch's own threads share each operation on it, faster than lanes would parts
+MOST_ELEMENTS = 15 << 14  # of a part, which then takes less than a MiB in float32: malloc keeps that for the next
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Some rows of W and W', and where weights are gone: (rows, in_features) each."""
+    """Some rows of W and W', where weights are gone, and what W' becomes: (rows, in_features) each."""
 
     weight: Tensor
     pruned: Tensor
     removed: Tensor
+    result: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
-    """Of a part. `columns`: sums over its rows of W, W^2, W' and W'^2, (4, in_features). `row_sums` and `row_squares`: those
-    of W and W^2 over columns, (rows, 1). All float32."""
+    """Of a part. `columns`: sums over its rows of W, W^2, W' and W'^2, (4, in_features). `rows`: those of W and W^2 over
+    columns, (2, rows, 1). All float32."""
 
     columns: Tensor
-    row_sums: Tensor
-    row_squares: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,29 +58,27 @@ def energy_compensated(weight: Tensor, pruned: Pruned, wanted: EnergyCompensatio
     gave. Means and E are those of W in both steps. The factors are held within the clamp; how many it held back is told.
     That epsilon is relative to E is ours: the result does not depend on the weights' scale. The error is that of weights.
     """
-    parts = list(_parts(weight, pruned))
-    sums = [_sums(part) for part in parts]
+    result = torch.empty_like(weight)
+    parts = list(_parts(weight, pruned, result))
+    sums = map_short(_sums, parts, weight.device)
     columns = torch.stack([each.columns for each in sums]).sum(dim=0, dtype=torch.float64)  # (4, in_features)
     line = _line(columns, len(weight), wanted)
-    result, lost, clamped = torch.empty_like(weight), torch.zeros((), device=weight.device), line.clamped
-    for part, of_part, into in zip(parts, sums, torch.split(result, len(parts[0].weight)), strict=True):
-        scaled, of_rows = _scaled(part, of_part, line, wanted)
-        into.copy_(scaled).add_(0.0)  # what underflows is +0.0, like all that is removed
-        lost += torch.linalg.vector_norm(part.weight.to(torch.float32, copy=True).sub_(scaled)).square_()
-        clamped = clamped + of_rows
+    scale = partial(_scale, columns=line, wanted=wanted)
+    lost, clamped = zip(*map_short(scale, list(zip(parts, sums, strict=True)), weight.device), strict=True)
     return replace(
         pruned,
         weight=result,
-        error=share(float(lost), float(columns[1].sum())),
+        error=share(float(torch.stack(lost).sum(dtype=torch.float64)), float(columns[1].sum())),
         error_measure="weights",
-        fallbacks=(*pruned.fallbacks, *factors_clamped(clamped)),
+        fallbacks=(*pruned.fallbacks, *factors_clamped(torch.stack([line.clamped, *clamped]).sum())),
     )
 
 
-def _parts(weight: Tensor, pruned: Pruned) -> Iterator[_Part]:
+def _parts(weight: Tensor, pruned: Pruned, result: Tensor) -> Iterator[_Part]:
     """All rows, in order; on a GPU in one part."""
     size = max(1, MOST_ELEMENTS // weight.shape[1]) if weight.device.type == "cpu" else len(weight)
-    for each in zip(*(torch.split(whole, size) for whole in (weight, pruned.weight, pruned.removed)), strict=True):
+    wholes = (weight, pruned.weight, pruned.removed, result)
+    for each in zip(*(torch.split(whole, size) for whole in wholes), strict=True):
         yield _Part(*each)
 
 
@@ -86,18 +86,19 @@ def _sums(part: _Part) -> _Sums:
     columns = torch.empty(4, part.weight.shape[1], device=part.weight.device)
     dense = part.weight.to(torch.float32, copy=True)  # (rows, in_features)
     torch.sum(dense, dim=0, out=columns[0])
-    row_sums, row_squares = _row_sums(dense)
+    rows = _row_sums(dense)
     torch.sum(dense.square_(), dim=0, out=columns[1])
     left = dense.copy_(part.pruned)
     torch.sum(left, dim=0, out=columns[2])
     torch.sum(left.square_(), dim=0, out=columns[3])
-    return _Sums(columns, row_sums, row_squares)
+    return _Sums(columns, rows)
 
 
-def _row_sums(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of each row of `values` and of their squares, (rows, 1). By the same operations for W and W': where nothing was
-    removed both come to the same, and nothing changes."""
-    return values.sum(dim=1, keepdim=True), torch.linalg.vector_norm(values, dim=1, keepdim=True).square_()
+def _row_sums(values: Tensor) -> Tensor:
+    """Sums of each row of `values` and of their squares, (2, rows, 1). By the same operations for W and W': where nothing
+    was removed both come to the same, and nothing changes."""
+    norms = torch.linalg.vector_norm(values, dim=1, keepdim=True)
+    return torch.stack([values.sum(dim=1, keepdim=True), norms.square_()])
 
 
 def _line(sums: Tensor, count: int, wanted: EnergyCompensation) -> _Line:
@@ -113,18 +114,19 @@ def _line(sums: Tensor, count: int, wanted: EnergyCompensation) -> _Line:
     return _Line(factor.float(), (mean * (1 - factor)).float(), (factor.float() != wished.float()).sum())
 
 
-def _scaled(part: _Part, sums: _Sums, columns: _Line, wanted: EnergyCompensation) -> tuple[Tensor, Tensor]:
-    """A part after both steps, (rows, in_features), float32, and how many of its rows' factors the clamp held back."""
-    kept = (part.removed.view(torch.int8) - 1).to(torch.int32)  # all ones where a weight stays
-    scaled = part.pruned.to(torch.float32, copy=True)
-    _apply(columns, scaled, kept)
-    of_rows = torch.stack([sums.row_sums, sums.row_squares, *_row_sums(scaled)])  # (4, rows, 1)
-    rows = _line(of_rows, scaled.shape[1], wanted)
-    _apply(rows, scaled, kept)
-    return scaled, rows.clamped
+def _scale(item: tuple[_Part, _Sums], columns: _Line, wanted: EnergyCompensation) -> tuple[Tensor, Tensor]:
+    """Both steps, into the part's `result`: what is lost of W, squared, and how many rows' factors the clamp held back."""
+    part, sums = item
+    kept = (part.removed.view(torch.int8) - 1).to(torch.float32).neg_()  # one where a weight stays, else (plus) zero
+    values = part.pruned.to(torch.float32, copy=True)  # (rows, in_features)
+    _apply(columns, values, kept)
+    rows = _line(torch.cat([sums.rows, _row_sums(values)]), values.shape[1], wanted)
+    _apply(rows, values, kept)
+    part.result.copy_(values).add_(0.0)  # what underflows is +0.0, like all that is removed
+    lost = kept.copy_(part.weight).sub_(values)  # (rows, in_features)
+    return torch.linalg.vector_norm(lost).square_(), rows.clamped
 
 
 def _apply(line: _Line, values: Tensor, kept: Tensor) -> None:
-    """In place, and zero where `kept` is; by clearing bits, which does not mind a random mask."""
-    values.mul_(line.factor).add_(line.shift)
-    values.view(torch.int32).bitwise_and_(kept)
+    """In place. What is removed is zero and has no shift, by a product, which does not mind a random mask."""
+    values.mul_(line.factor).addcmul_(line.shift, kept)

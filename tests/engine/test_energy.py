@@ -91,10 +91,11 @@ def test_weights_without_a_mean_have_exactly_their_energy_again() -> None:
     torch.testing.assert_close(result.square().sum(dim=1), weight.square().sum(dim=1))
 
 
-def test_energy_compensation_of_many_parts_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [7, 3])  # of a part: few parts, and as many as lanes take
+def test_energy_compensation_of_many_parts_is_that_of_the_whole(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, removed = problem(out_features=101)
     whole = energy(weight, removed)
-    monkeypatch.setattr("secateur.pruning.energy.MOST_ELEMENTS", 7 * weight.shape[1])
+    monkeypatch.setattr("secateur.pruning.energy.MOST_ELEMENTS", rows * weight.shape[1])
     made = energy_compensated(weight, of_mask(weight, removed), EnergyCompensation(name="energy"))
     torch.testing.assert_close(made.weight, whole)
     error = (weight - whole).square().sum() / weight.square().sum()

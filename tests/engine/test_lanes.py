@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from secateur.pruning.lanes import Lanes
+from secateur.pruning.lanes import MOST_LANES, WORTH_LANES, Lanes, map_short
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +56,19 @@ def test_the_caller_keeps_its_threads(two: Lanes) -> None:
     Lanes(2, 2)
     assert torch.get_num_threads() == before
     assert two.map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]
+
+
+@pytest.mark.parametrize("count", [3, WORTH_LANES])
+def test_short_operations_have_one_thread_or_a_lanes_and_the_caller_has_all_of_its_own_again(count: int) -> None:
+    before = torch.get_num_threads()
+    of_a_lane = before // min(before, MOST_LANES) if count >= WORTH_LANES else 1
+    seen = map_short(lambda number: (number, torch.get_num_threads()), range(count), torch.device("cpu"))
+    assert [number for number, _ in seen] == list(range(count))
+    assert {threads for _, threads in seen} == {of_a_lane}
+    with pytest.raises(ValueError, match="3"):
+        map_short(_refuse, [3], torch.device("cpu"))
+    assert torch.get_num_threads() == before
+
+
+def _refuse(number: int) -> None:
+    raise ValueError(number)
