@@ -1,8 +1,9 @@
 """Secateur's engine beside llm-compressor's, on the demo model, in one run: `make bench-engine`.
 
-Every run is a process of its own, the two in turn. Both prune the same 32 x 512 tokens to 50 % in bfloat16 on the CPU,
-with the same environment variables; both results are evaluated by Secateur. After each round the medians are printed and
-written to results/engine.json.
+Every run is a process of its own, the two in turn. Both prune with the same 32 x 512 tokens to 50 % in bfloat16 on the CPU,
+with the same environment variables; both results are evaluated by Secateur. Each round draws its tokens with its number as
+the seed: another set moves a perplexity by a hundredth, which is twice what the engines differ by. After each round the
+medians are printed and, with all runs, written to results/engine.json.
 """
 
 from __future__ import annotations
@@ -48,19 +49,24 @@ def answer(command: list[str], scratch: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def one_round(number: int, peer: Path, tokens: Path, scratch: Path, runs: dict[str, list[Run]]) -> None:
-    """Each method once by each engine; what they write stays in `scratch`."""
+def one_round(number: int, peer: Path, scratch: Path, runs: dict[str, list[Run]]) -> None:
+    """Each method once by each engine, on tokens drawn with the seed `number`; then the perplexity of what they made."""
+    tokens = scratch / "tokens.json"
+    protocol = [sys.executable, "-m", "benchmarks.protocol"]
+    tokens.write_text(json.dumps(answer([*protocol, "tokens", str(MODEL), str(number)], scratch)))
     for method in METHODS:
         ours, theirs = (str(scratch / f"{method}-{who}-{number}") for who in ("ours", "theirs"))
-        runs[f"{method} ours"].append(answer([sys.executable, "-m", "benchmarks.ours", str(MODEL), method, ours], scratch))
+        mine = answer([sys.executable, "-m", "benchmarks.ours", str(MODEL), method, ours, str(number)], scratch)
         script = str(ROOT / "benchmarks" / "theirs.py")
-        runs[f"{method} theirs"].append(answer([str(peer), script, str(MODEL), method, str(tokens), theirs], scratch))
+        other = answer([str(peer), script, str(MODEL), method, str(tokens), theirs], scratch)
+        for who, run, folder in (("ours", mine, ours), ("theirs", other, theirs)):
+            (measured,) = answer([*protocol, "perplexity", folder], scratch)
+            runs[f"{method} {who}"].append(run | {"perplexity": measured})
 
 
-def summary(runs: dict[str, list[Run]], perplexities: dict[str, float]) -> dict[str, Any]:
+def summary(runs: dict[str, list[Run]]) -> dict[str, Any]:
     """Medians and spreads; multiples of the dense forward are taken run by run, ratios to the peer round by round."""
     facts: dict[str, Any] = {}
-    shares = []
     for method in METHODS:
         ours, theirs = runs[f"{method} ours"], runs[f"{method} theirs"]
         dense, walker = ([sum(run[f"{who}_forward_seconds"]) / 2 for run in ours] for who in ("dense", "walker"))
@@ -77,12 +83,12 @@ def summary(runs: dict[str, list[Run]], perplexities: dict[str, float]) -> dict[
             f"{method}_speedup_vs_llmcompressor",
             [other["seconds"] / run["seconds"] for run, other in zip(ours, theirs, strict=True)],
         )
-        for name, group in ((f"{method}_peak_memory_bytes", ours), (f"{method}_llmcompressor_peak_memory_bytes", theirs)):
-            facts |= spread(name, [run["peak_memory_bytes"] for run in group])
-        share = [a["peak_memory_bytes"] / b["peak_memory_bytes"] for a, b in zip(ours, theirs, strict=True)]
-        facts |= spread(f"{method}_memory_vs_llmcompressor", share)
-        shares.append(median(share))
-    return facts | {"memory_vs_llmcompressor": max(shares)} | perplexities
+        for key, name in (("peak_memory_bytes", "memory"), ("perplexity", "perplexity")):
+            facts |= spread(f"{method}_{key}", [run[key] for run in ours])
+            facts |= spread(f"{method}_llmcompressor_{key}", [run[key] for run in theirs])
+            share = [run[key] / other[key] for run, other in zip(ours, theirs, strict=True)]
+            facts |= spread(f"{method}_{name}_vs_llmcompressor", share)
+    return facts | {"memory_vs_llmcompressor": max(facts[f"{method}_memory_vs_llmcompressor"] for method in METHODS)}
 
 
 def spread(name: str, values: list[float]) -> dict[str, Any]:
@@ -111,7 +117,10 @@ def table(facts: dict[str, Any]) -> str:
         ):
             mine, other = (facts[f"{method}_{name}"] / scale for name in (ours, theirs))
             rows.append(f"{method + ': ' + label:34}{mine:11.2f} {unit:2}{other:13.2f} {unit}")
-        rows.append(f"{method + ': as fast as llm-compressor':34}{facts[f'{method}_speedup_vs_llmcompressor']:11.2f} x")
+        rows += [
+            f"{f'{method}: {name} against the peer':34}{facts[f'{method}_{name}_vs_llmcompressor']:11.3f} x"
+            for name in ("speedup", "memory", "perplexity")
+        ]
     return "\n".join(rows)
 
 
@@ -126,23 +135,11 @@ def main() -> None:
     runs: dict[str, list[Run]] = {f"{method} {who}": [] for method in METHODS for who in ("ours", "theirs")}
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        tokens = scratch / "tokens.json"
-        ids = answer([sys.executable, "-m", "benchmarks.protocol", "tokens", str(MODEL)], scratch)
-        tokens.write_text(json.dumps(ids))
-        perplexities: dict[str, float] = {}
         for number in range(options.rounds):
-            one_round(number, peer, tokens, scratch, runs)
-            if not perplexities:  # the same run gives the same model: the first round's are evaluated
-                names = {
-                    f"{method}_{key}": str(scratch / f"{method}-{who}-0")
-                    for method in METHODS
-                    for key, who in (("perplexity", "ours"), ("llmcompressor_perplexity", "theirs"))
-                } | {"dense_perplexity": str(MODEL)}
-                measured = answer([sys.executable, "-m", "benchmarks.protocol", "perplexity", *names.values()], scratch)
-                perplexities = {name: measured[path] for name, path in names.items()}
-            facts = summary(runs, perplexities)
+            one_round(number, peer, scratch, runs)
+            facts = summary(runs)
             print(f"After round {number + 1} of {options.rounds}, medians:\n{table(facts)}\n", flush=True)
-            write(facts, number + 1, peer)
+            write(facts | {"runs": runs}, number + 1, peer)
 
 
 def write(facts: dict[str, Any], rounds: int, peer: Path) -> None:
@@ -152,13 +149,13 @@ def write(facts: dict[str, Any], rounds: int, peer: Path) -> None:
     document = facts | {
         "protocol": {
             "model": MODEL.name,
-            "tokens": "32 x 512 of wikitext2-sample's calibration articles",
+            "tokens": "32 x 512 of wikitext2-sample's calibration articles, with the round's number as the seed: 0, 1, …",
             "sparsity": 0.5,
             "dtype": "bfloat16",
             "rounds": rounds,
             "figures": "medians of the rounds; spreads are [least, most]",
-            "dense_forward": "the same tokens through transformers' own decoder, no head, twice after each of our runs",
-            "walker_forward": "the same tokens through the dense blocks by Secateur's walker, twice after each of our runs",
+            "dense_forward": "as many tokens through transformers' own decoder, no head, twice after each of our runs",
+            "walker_forward": "as many tokens through the dense blocks by Secateur's walker, twice after each of our runs",
             "perplexity": "32 windows of 1024 tokens of wikitext2-sample's evaluation articles, by Secateur",
             "environment": {"OMP_WAIT_POLICY": ENVIRONMENT["OMP_WAIT_POLICY"]},
         },

@@ -1,6 +1,6 @@
-"""One run of Secateur, as the service runs it: `python -m benchmarks.ours MODEL METHOD INTO`. Prints one line of JSON.
+"""One run of Secateur, as the service runs it: `python -m benchmarks.ours MODEL METHOD INTO SEED`. Prints one line of JSON.
 
-After it, so that its peak is its own, the same tokens go through the dense decoder twice, in two ways: by transformers'
+After it, so that its peak is its own, as many tokens go through the dense decoder twice, in two ways: by transformers'
 own forward of the whole model, four sequences at a time, and by the walker, block by block.
 """
 
@@ -55,9 +55,9 @@ def transformers_seconds(folder: Path) -> float:
         return time.monotonic() - began
 
 
-def main(model: str, method: str, into: str) -> None:
-    folder, output = Path(model), Path(into)
-    result = run(recipe(method), source=folder, output=output, cache=output.with_suffix(".cache"), on_event=lambda _: None)
+def main(model: str, method: str, into: str, seed: str) -> None:
+    folder, output, wanted = Path(model), Path(into), recipe(method, seed=int(seed))
+    result = run(wanted, source=folder, output=output, cache=output.with_suffix(".cache"), on_event=lambda _: None)
     most = peak()
     print(
         json.dumps(

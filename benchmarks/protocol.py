@@ -23,7 +23,7 @@ SAMPLES, LENGTH = 32, 512
 EVALUATION = Perplexity(sequence_length=1024, max_windows=32)
 
 
-def recipe(method: str, samples: int = SAMPLES, length: int = LENGTH) -> PruneRecipe:
+def recipe(method: str, samples: int = SAMPLES, length: int = LENGTH, seed: int = 0) -> PruneRecipe:
     """50 % unstructured, bfloat16, on wikitext2-sample's calibration articles."""
     return PruneRecipe.model_validate(
         {
@@ -31,14 +31,14 @@ def recipe(method: str, samples: int = SAMPLES, length: int = LENGTH) -> PruneRe
             "model": {"source": "local", "id": "smollm2-135m"},
             "method": {"name": method},
             "sparsity": {"target": 0.5},
-            "calibration": {"samples": samples, "sequence_length": length},
+            "calibration": {"samples": samples, "sequence_length": length, "seed": seed},
         }
     )
 
 
-def token_ids(folder: Path) -> Tensor:
+def token_ids(folder: Path, seed: int = 0) -> Tensor:
     """The calibration set, (samples, length), with the tokenizer in `folder`."""
-    calibration = recipe("wanda").calibration
+    calibration = recipe("wanda", seed=seed).calibration
     return calibration_set(_tokens(folder, "calibration"), calibration).tokens
 
 
@@ -58,8 +58,7 @@ def _tokens(folder: Path, role: Role, dataset: str = "wikitext2-sample") -> Tens
 
 
 if __name__ == "__main__":
-    wanted, *folders = sys.argv[1:]
-    if wanted == "tokens":
-        print(json.dumps(token_ids(Path(folders[0])).tolist()))
+    if sys.argv[1] == "tokens":
+        print(json.dumps(token_ids(Path(sys.argv[2]), seed=int(sys.argv[3])).tolist()))
     else:
-        print(json.dumps({folder: perplexity(Path(folder)) for folder in folders}))
+        print(json.dumps([perplexity(Path(folder)) for folder in sys.argv[2:]]))
