@@ -8,6 +8,8 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -69,6 +71,20 @@ def keep_what_is_freed(*, training: bool = False) -> None:
         libc.mallopt(_M_MMAP_THRESHOLD, (32 << 20) if training else _KEPT_TENSOR_BYTES)
         libc.mallopt(_M_TOP_PAD, (64 << 20) if training else _USUAL_TOP_PAD)
         libc.mallopt(_M_TRIM_THRESHOLD, (256 << 20) if training else _KEPT_BYTES)
+
+
+@contextmanager
+def only_what_is_new_collected() -> Iterator[None]:
+    """Garbage is sought among what comes to life within. What lives already is mostly the imported libraries' own, 370
+    thousand objects, to look through which takes 0.3 s, several times in a run."""
+    if gc.get_freeze_count():  # by the program around this one, or a run in another thread: theirs to end
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def give_back() -> None:

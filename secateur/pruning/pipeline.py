@@ -23,7 +23,7 @@ from secateur.pruning.kinds.elastic import elastic
 from secateur.pruning.kinds.evaluate import evaluate
 from secateur.pruning.kinds.export import export
 from secateur.pruning.kinds.prune import prune
-from secateur.pruning.memory import keep_what_is_freed, peak
+from secateur.pruning.memory import keep_what_is_freed, only_what_is_new_collected, peak
 from secateur.pruning.skeleton import require_fit
 from secateur.recipes import Kind, Recipe
 
@@ -57,7 +57,7 @@ def run(
     scratch = output / SCRATCH
     keep_what_is_freed()
     try:
-        with explained(), torch.no_grad():
+        with explained(), torch.no_grad(), only_what_is_new_collected():
             scratch.mkdir(parents=True)
             folder, headers = _as_safetensors(source, scratch, narrator)
             admission.check(recipe, headers)
