@@ -2,8 +2,8 @@
 
 Every run is a process of its own, the two in turn. Both prune with the same 32 x 512 tokens to 50 % in bfloat16 on the CPU,
 with the same environment variables; both results are evaluated by Secateur. Each round draws its tokens with its number as
-the seed: another set moves a perplexity by a hundredth, which is twice what the engines differ by. After each round the
-medians are printed and, with all runs, written to results/engine.json.
+the seed, since another set moves a perplexity by a hundredth, as much as the engines differ by. After each round the medians
+are printed and, with all runs, written to results/engine.json.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _lines(file: str) -> list[str]:
 
 
 def table(facts: dict[str, Any]) -> str:
-    rows = [f"{'':34}{'Secateur':>14}{'llm-compressor':>16}"]
+    rows = [f"{'':38}{'Secateur':>14}{'llm-compressor':>16}"]
     for method in METHODS:
         for label, ours, theirs, scale, unit in (
             ("seconds of pruning", "seconds", "llmcompressor_seconds", 1, "s"),
@@ -118,7 +118,7 @@ def table(facts: dict[str, Any]) -> str:
             mine, other = (facts[f"{method}_{name}"] / scale for name in (ours, theirs))
             rows.append(f"{method + ': ' + label:34}{mine:11.2f} {unit:2}{other:13.2f} {unit}")
         rows += [
-            f"{f'{method}: {name} against the peer':34}{facts[f'{method}_{name}_vs_llmcompressor']:11.3f} x"
+            f"{f'{method}: {name} against the peer':38}{facts[f'{method}_{name}_vs_llmcompressor']:11.3f} x"
             for name in ("speedup", "memory", "perplexity")
         ]
     return "\n".join(rows)

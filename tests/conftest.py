@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -20,6 +21,12 @@ from tests.servers import serve_postgresql, serve_valkey
 # A machine that stalls for a moment is no fault of what is tested.
 hypothesis_settings.register_profile("noisy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("noisy machine")
+
+
+def pytest_collection_finish() -> None:
+    """No run of the engine looks through the modules and tests for garbage: it would take most of the tests' time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Energy compensation: what a mask took of the spread of columns and rows is given back (arXiv 2602.07375, stage 2).
 
 It looks at weights alone. Some rows at a time: the system's zeroed pages for float32 copies of a whole weight would take
-three times as long as all of the arithmetic. Operations on a part take less than threads need to meet.
+three times as long as all of the arithmetic. Operations on a part are over before threads have met, so each has one.
 """
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ def energy_compensated(weight: Tensor, pruned: Pruned, wanted: EnergyCompensatio
     result = torch.empty_like(weight)
     parts = list(_parts(weight, pruned, result))
     sums = map_short(_sums, parts, weight.device)
-    columns = torch.stack([each.columns for each in sums]).sum(dim=0, dtype=torch.float64)  # (4, in_features)
-    line = _line(columns, len(weight), wanted)
+    columns = torch.zeros(4, weight.shape[1], dtype=torch.float64, device=weight.device)
+    for each in sums:
+        columns += each.columns
+    (line,) = map_short(partial(_line, count=len(weight), wanted=wanted), [columns], weight.device)
     scale = partial(_scale, columns=line, wanted=wanted)
     lost, clamped = zip(*map_short(scale, list(zip(parts, sums, strict=True)), weight.device), strict=True)
     return replace(
@@ -84,7 +86,7 @@ def _parts(weight: Tensor, pruned: Pruned, result: Tensor) -> Iterator[_Part]:
 
 def _sums(part: _Part) -> _Sums:
     columns = torch.empty(4, part.weight.shape[1], device=part.weight.device)
-    dense = part.weight.to(torch.float32, copy=True)  # (rows, in_features)
+    dense = _copy(part.weight)
     torch.sum(dense, dim=0, out=columns[0])
     rows = _row_sums(dense)
     torch.sum(dense.square_(), dim=0, out=columns[1])
@@ -92,6 +94,11 @@ def _sums(part: _Part) -> _Sums:
     torch.sum(left, dim=0, out=columns[2])
     torch.sum(left.square_(), dim=0, out=columns[3])
     return _Sums(columns, rows)
+
+
+def _copy(weights: Tensor) -> Tensor:
+    """In float32 and row by row, however `weights` lie in memory: sums of both W and W' are made in one order."""
+    return weights.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _row_sums(values: Tensor) -> Tensor:
@@ -109,16 +116,16 @@ def _line(sums: Tensor, count: int, wanted: EnergyCompensation) -> _Line:
     mean = dense / count
     energy = (squares - count * mean.square()).clamp_min_(0.0)
     energy_left = (left_squares - 2 * mean * left + count * mean.square()).clamp_min_(0.0)
-    wished = ratio(energy, energy_left + wanted.epsilon * energy).sqrt()
+    wished = ratio(energy, energy_left + wanted.epsilon * energy).sqrt().float()
     factor = wished.clamp(*wanted.clamp)
-    return _Line(factor.float(), (mean * (1 - factor)).float(), (factor.float() != wished.float()).sum())
+    return _Line(factor, (mean * (1 - factor.double())).float(), (factor != wished).sum())
 
 
 def _scale(item: tuple[_Part, _Sums], columns: _Line, wanted: EnergyCompensation) -> tuple[Tensor, Tensor]:
     """Both steps, into the part's `result`: what is lost of W, squared, and how many rows' factors the clamp held back."""
     part, sums = item
-    kept = (part.removed.view(torch.int8) - 1).to(torch.float32).neg_()  # one where a weight stays, else (plus) zero
-    values = part.pruned.to(torch.float32, copy=True)  # (rows, in_features)
+    kept = (1 - part.removed.view(torch.int8)).to(torch.float32)
+    values = _copy(part.pruned)
     _apply(columns, values, kept)
     rows = _line(torch.cat([sums.rows, _row_sums(values)]), values.shape[1], wanted)
     _apply(rows, values, kept)
@@ -128,5 +135,5 @@ def _scale(item: tuple[_Part, _Sums], columns: _Line, wanted: EnergyCompensation
 
 
 def _apply(line: _Line, values: Tensor, kept: Tensor) -> None:
-    """In place. What is removed is zero and has no shift, by a product, which does not mind a random mask."""
+    """In place. What is removed is zero and gets no shift: by a product, which does not mind a random mask."""
     values.mul_(line.factor).addcmul_(line.shift, kept)

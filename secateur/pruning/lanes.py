@@ -33,7 +33,8 @@ class Lanes:
         ]
         for pool in self._pools:
             pool.submit(threading.get_ident).result()
-        torch.set_num_threads(before)  # a lane's call changed what threads to come begin with
+        if self._pools:
+            torch.set_num_threads(before)  # a lane's call changed what threads to come begin with
 
     def map(self, task: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """`task` of every item, in order. If one fails its lane stops, the others are waited for, and the first failing
@@ -41,7 +42,7 @@ class Lanes:
 
         From within a lane the items are done one after the other: the other lanes have their own.
         """
-        if len(items) == 1 or not self._pools or getattr(_THIS, "in_lane", False):
+        if len(items) == 1 or not self._pools or _in_lane():
             return [task(item) for item in items]
         graded = torch.is_grad_enabled()  # which is a setting of each thread
 
@@ -63,10 +64,14 @@ def _use_threads(count: int) -> None:
     torch.get_num_threads()  # a thread's first question settles its own number
 
 
+def _in_lane() -> bool:
+    return getattr(_THIS, "in_lane", False)
+
+
 def lanes(device: torch.device) -> Lanes:
     """The lanes of a device: a GPU's one, or as many as the threads that torch may use, up to `MOST_LANES`."""
     threads = torch.get_num_threads()
-    return _lanes(1 if device.type != "cpu" else min(threads, MOST_LANES), threads)
+    return _lanes(1 if device.type != "cpu" or _in_lane() else min(threads, MOST_LANES), threads)
 
 
 _lanes = cache(Lanes)
@@ -74,10 +79,13 @@ _lanes = cache(Lanes)
 
 def map_short(task: Callable[[Item], Result], items: Sequence[Item], device: torch.device) -> list[Result]:
     """`task` of every item, in order, for operations so short that threads take longer to meet, a tenth of a millisecond
-    where they sleep meanwhile: in lanes if there is enough for them, else all here, on this thread alone."""
-    if device.type != "cpu" or len(items) >= WORTH_LANES:
-        return lanes(device).map(task, items)
+    where they sleep meanwhile. So each has one thread: a lane's if there is enough for lanes to do, else the caller's."""
+    if device.type != "cpu" or _in_lane():
+        return [task(item) for item in items]
     before = torch.get_num_threads()
+    if len(items) >= WORTH_LANES:
+        count = min(before, MOST_LANES)
+        return _lanes(count, count).map(task, items)
     torch.set_num_threads(1)
     try:
         return [task(item) for item in items]

@@ -39,6 +39,14 @@ def test_where_nothing_is_removed_nothing_changes(name: str, mean: float) -> Non
     torch.testing.assert_close(result, weight, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("turned", [False, True])  # as GPT-2 keeps its weights
+def test_energy_compensation_leaves_what_nothing_is_removed_from_bit_for_bit(turned: bool) -> None:
+    weight, _ = problem(out_features=80)
+    weight[3, 4] = 0.0
+    weight = weight.T.contiguous().T if turned else weight  # (80, 30)
+    torch.testing.assert_close(energy(weight, torch.zeros_like(weight, dtype=torch.bool)), weight, rtol=0, atol=0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), name=st.sampled_from(["energy", "variance_matching", "least_squares"]))
 def test_what_is_removed_stays_removed(seed: int, name: str) -> None:

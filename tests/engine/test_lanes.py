@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from secateur.pruning.lanes import MOST_LANES, WORTH_LANES, Lanes, map_short
+from secateur.pruning.lanes import WORTH_LANES, Lanes, lanes, map_short
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +60,38 @@ def test_the_caller_keeps_its_threads(two: Lanes) -> None:
     assert two.map(lambda _: torch.get_num_threads(), range(2)) == [1, 1]
 
 
-@pytest.mark.parametrize("count", [3, WORTH_LANES])
-def test_short_operations_have_one_thread_or_a_lanes_and_the_caller_has_all_of_its_own_again(count: int) -> None:
+@pytest.fixture
+def _four_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    of_a_lane = before // min(before, MOST_LANES) if count >= WORTH_LANES else 1
-    seen = map_short(lambda number: (number, torch.get_num_threads()), range(count), torch.device("cpu"))
-    assert [number for number, _ in seen] == list(range(count))
-    assert {threads for _, threads in seen} == {of_a_lane}
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_four_threads")
+@pytest.mark.parametrize(("count", "used"), [(3, 1), (WORTH_LANES, 4)])
+def test_short_operations_have_one_thread_each_and_the_caller_has_all_of_its_own_again(count: int, used: int) -> None:
+    def seen(number: int) -> tuple[int, int, int]:
+        return number, torch.get_num_threads(), threading.get_ident()
+
+    numbers, threads, lane = zip(*map_short(seen, range(count), torch.device("cpu")), strict=True)
+    assert numbers == tuple(range(count))
+    assert set(threads) == {1}
+    assert len(set(lane)) == used
     with pytest.raises(ValueError, match="3"):
         map_short(_refuse, [3], torch.device("cpu"))
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("_four_threads")
+def test_lanes_asked_for_within_a_lane_leave_the_number_of_threads_alone(two: Lanes) -> None:
+    def within(number: int) -> list[int]:
+        assert lanes(torch.device("cpu")).count == 1
+        return map_short(lambda part: 10 * number + part, range(WORTH_LANES), torch.device("cpu"))
+
+    assert two.map(within, range(2)) == [list(range(WORTH_LANES)), list(range(10, 10 + WORTH_LANES))]
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == 4
 
 
 def _refuse(number: int) -> None:

@@ -1,10 +1,13 @@
-"""Memory: garbage is sought among a run's own objects, and the caller's garbage is the collector's again afterwards."""
+"""Memory: garbage is sought among a run's own objects, and what it leaves is found by the next."""
 
 from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from contextlib import suppress
+
+import pytest
 
 from secateur.pruning.memory import give_back, only_what_is_new_collected
 
@@ -16,9 +19,21 @@ class Knot:
         self.myself = self
 
 
+@pytest.fixture
+def _no_collection_of_its_own() -> Iterator[None]:
+    gc.disable()
+    gc.unfreeze()
+    yield
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collection_of_its_own")
 def test_garbage_of_a_run_goes_at_once_and_that_of_before_after_it_even_if_it_fails() -> None:
-    before = weakref.ref(Knot())
+    knot = Knot()
+    before = weakref.ref(knot)
     with suppress(ValueError), only_what_is_new_collected():
+        del knot
         within = weakref.ref(Knot())
         give_back()
         assert within() is None
@@ -28,12 +43,18 @@ def test_garbage_of_a_run_goes_at_once_and_that_of_before_after_it_even_if_it_fa
     assert before() is None
 
 
+@pytest.mark.usefixtures("_no_collection_of_its_own")
+def test_what_a_run_leaves_is_gone_in_the_next() -> None:
+    with only_what_is_new_collected():
+        left = weakref.ref(Knot())
+    with only_what_is_new_collected():
+        assert left() is None
+
+
+@pytest.mark.usefixtures("_no_collection_of_its_own")
 def test_what_a_program_froze_itself_stays_frozen() -> None:
     gc.freeze()
-    try:
-        count = gc.get_freeze_count()
-        with only_what_is_new_collected():
-            pass
-        assert gc.get_freeze_count() == count
-    finally:
-        gc.unfreeze()
+    count = gc.get_freeze_count()
+    with only_what_is_new_collected():
+        pass
+    assert gc.get_freeze_count() == count
