@@ -116,11 +116,11 @@ def table(facts: dict[str, Any]) -> str:
             ("perplexity", "perplexity", "llmcompressor_perplexity", 1, ""),
         ):
             mine, other = (facts[f"{method}_{name}"] / scale for name in (ours, theirs))
-            rows.append(f"{method + ': ' + label:34}{mine:11.2f} {unit:2}{other:13.2f} {unit}")
-        rows += [
-            f"{f'{method}: {name} against the peer':38}{facts[f'{method}_{name}_vs_llmcompressor']:11.3f} x"
-            for name in ("speedup", "memory", "perplexity")
-        ]
+            rows.append(f"{method + ': ' + label:38}{mine:11.2f} {unit:2}{other:13.2f} {unit}")
+        for name in ("speedup", "memory", "perplexity"):
+            share = facts[f"{method}_{name}_vs_llmcompressor"]
+            least, most = facts[f"{method}_{name}_vs_llmcompressor_spread"]
+            rows.append(f"{f'{method}: {name} against the peer':38}{share:11.3f} x   {least:.3f} to {most:.3f}")
     return "\n".join(rows)
 
 
