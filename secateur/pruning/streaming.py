@@ -158,12 +158,8 @@ class StreamedModel:
         """What the model makes of `hidden`, (rows, hidden), in its head, caps and scales included: (rows, vocabulary)."""
         self._hold()
         tokens = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
-        original = self._decoder.forward
-        self._decoder.forward = lambda *_, **__: self._output(last_hidden_state=hidden.unsqueeze(0))
-        try:
+        with _standing_in([self._decoder], lambda *_, **__: self._output(last_hidden_state=hidden.unsqueeze(0))):
             logits: Tensor = self.model(input_ids=tokens, use_cache=False, return_dict=True).logits
-        finally:
-            self._decoder.forward = original
         return logits[0]  # (rows, vocabulary)
 
     def _find_what_blocks_return(self) -> None:
@@ -187,14 +183,8 @@ class StreamedModel:
 
     def _forward_over(self, stand_in: Callable[..., Tensor], tokens: Tensor) -> Tensor:
         self._hold()
-        originals = [block.forward for block in self._blocks]
-        for block in self._blocks:
-            block.forward = _returning_tuples(stand_in) if self._in_tuple else stand_in
-        try:
+        with _standing_in(self._blocks, _returning_tuples(stand_in) if self._in_tuple else stand_in):
             output = self._decoder(input_ids=tokens.to(self.device), use_cache=False, return_dict=True)
-        finally:
-            for block, forward in zip(self._blocks, originals, strict=True):
-                block.forward = forward
         self._output = type(output)
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -216,6 +206,22 @@ class StreamedModel:
             yield block
         finally:
             block.load_state_dict(empty, assign=True)
+
+
+@contextmanager
+def _standing_in(modules: list[nn.Module], stand_in: Callable[..., Any]) -> Iterator[None]:
+    """`modules` with `stand_in` for their forward; afterwards they are as before, and none refers to itself."""
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = stand_in
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
 
 
 def _returning_tuples(stand_in: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:

@@ -6,10 +6,16 @@ import gc
 import weakref
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
+import torch
 
+from secateur.pruning.checkpoint import Checkpoint
+from secateur.pruning.discovery import family_of
+from secateur.pruning.headers import read_model
 from secateur.pruning.memory import give_back, only_what_is_new_collected
+from secateur.pruning.streaming import StreamedModel, forward
 
 
 class Knot:
@@ -58,3 +64,16 @@ def test_what_a_program_froze_itself_stays_frozen() -> None:
     with only_what_is_new_collected():
         pass
     assert gc.get_freeze_count() == count
+
+
+@pytest.mark.usefixtures("_no_collection_of_its_own")
+def test_a_model_that_was_walked_through_goes_without_the_collector(llama: Path) -> None:
+    with Checkpoint(llama, read_model(llama)) as source, torch.no_grad():
+        model = StreamedModel(source, family_of(source.headers), torch.float32, torch.device("cpu"))
+        batches = model.batches(torch.zeros(2, 8, dtype=torch.int64))
+        with model.block(0) as block:
+            forward(block, 0, batches, model.lanes)
+        model.logits(model.leave(batches[0])[0])
+        held = [weakref.ref(each) for each in (model, model.model, block)]
+        del model, batches, block
+    assert [each() for each in held] == [None, None, None]
