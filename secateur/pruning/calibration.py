@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,18 @@ def tokenise(folder: Path, text: str, vocabulary: int) -> Tensor:
 
     Raises ProblemError `model_config_invalid` if the folder has no usable tokenizer or one for a larger vocabulary.
     """
+    # malloc keeps what a thread allocates together: of a tokenizer's small pieces none is left between what stays.
+    with ThreadPoolExecutor(1, "tokenizer") as thread:
+        tokens = thread.submit(_tokens_of, folder, text).result()  # (tokens,)
+    if len(tokens) and int(tokens.max()) >= vocabulary:
+        raise ProblemError(
+            "model_config_invalid",
+            f"The tokenizer gives token {int(tokens.max())}; the model's vocabulary has {vocabulary}.",
+        )
+    return tokens
+
+
+def _tokens_of(folder: Path, text: str) -> Tensor:
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
@@ -40,13 +53,7 @@ def tokenise(folder: Path, text: str, vocabulary: int) -> Tensor:
                 f"The model's tokenizer cannot be used: {type(error).__name__}: {error}",
                 hint="The model folder needs a tokenizer.json and a tokenizer_config.json that fit the model.",
             ) from error
-    tokens = torch.tensor(ids, dtype=torch.int64)  # (tokens,)
-    if len(tokens) and int(tokens.max()) >= vocabulary:
-        raise ProblemError(
-            "model_config_invalid",
-            f"The tokenizer gives token {int(tokens.max())}; the model's vocabulary has {vocabulary}.",
-        )
-    return tokens
+    return torch.tensor(ids, dtype=torch.int64)  # (tokens,)
 
 
 def calibration_set(tokens: Tensor, wanted: Calibration) -> TokenSet:
