@@ -38,7 +38,7 @@ def peer_python(venv: Path) -> Path:
     """The interpreter of llm-compressor's environment, which is made if it is not there, by the pip that made ours.
 
     How pip wrote torch's libraries to the disk decides how much of them a process maps, and so its resident memory: what
-    llm-compressor imports is 443 MB by Python's own pip 23, 528 MB by pip 26, of which 314 are its own both times.
+    llm-compressor imports is 443 MB by Python's own pip 23, some 530 MB by pip 26, of which 314 are its own both times.
     """
     python, made_by = venv / "bin" / "python", venv / "pip-version"
     if not made_by.exists() or made_by.read_text() != version("pip"):
