@@ -1,10 +1,10 @@
 """Secateur's engine beside llm-compressor's, on the demo model, in one run: `make bench-engine`.
 
 Every run is a process of its own, the two in turn. Both prune with the same 32 x 512 tokens to 50 % in bfloat16 on the CPU,
-with the same environment variables; both results are evaluated by Secateur. Each round draws its tokens with its number as
-the seed, since another set moves a perplexity by a hundredth, as much as the engines differ by. After each round the medians
-are printed and, with all runs, written to results/engine.json. Which draws decide whether the engines
-are within a hundredth of each other, and how, docs/decisions/0005 says.
+with the same environment variables; both results are evaluated by Secateur. Each round draws its tokens with another seed,
+since another set moves a perplexity by a hundredth, as much as the engines differ by. After each round the medians are
+printed and, with all runs, written to results/engine.json. Which draws decide whether the perplexities are within a
+hundredth of each other, and how, docs/decisions/0005 says.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def answer(command: list[str], scratch: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def one_round(number: int, peer: Path, scratch: Path, runs: dict[str, list[Run]]) -> None:
-    """Each method once by each engine, on tokens drawn with the seed `number`; then the perplexity of what they made."""
+def one_round(seed: int, peer: Path, scratch: Path, runs: dict[str, list[Run]]) -> None:
+    """Each method once by each engine, on tokens drawn with `seed`; then the perplexity of what they made."""
     tokens = scratch / "tokens.json"
     protocol = [sys.executable, "-m", "benchmarks.protocol"]
-    tokens.write_text(json.dumps(answer([*protocol, "tokens", str(MODEL), str(number)], scratch)))
+    tokens.write_text(json.dumps(answer([*protocol, "tokens", str(MODEL), str(seed)], scratch)))
     for method in METHODS:
-        ours, theirs = (str(scratch / f"{method}-{who}-{number}") for who in ("ours", "theirs"))
-        mine = answer([sys.executable, "-m", "benchmarks.ours", str(MODEL), method, ours, str(number)], scratch)
+        ours, theirs = (str(scratch / f"{method}-{who}-{seed}") for who in ("ours", "theirs"))
+        mine = answer([sys.executable, "-m", "benchmarks.ours", str(MODEL), method, ours, str(seed)], scratch)
         script = str(ROOT / "benchmarks" / "theirs.py")
         other = answer([str(peer), script, str(MODEL), method, str(tokens), theirs], scratch)
         for who, run, folder in (("ours", mine, ours), ("theirs", other, theirs)):
@@ -153,13 +153,14 @@ def main() -> None:
         sys.exit(f"{MODEL} is not there: `make demo` makes it.")
     peer = peer_python(options.peer)
     runs: dict[str, list[Run]] = {f"{method} {who}": [] for method in METHODS for who in ("ours", "theirs")}
+    seeds = range(options.seed, options.seed + options.rounds)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        for done in range(1, options.rounds + 1):
-            one_round(options.seed + done - 1, peer, scratch, runs)
+        for done, seed in enumerate(seeds, start=1):
+            one_round(seed, peer, scratch, runs)
             facts = summary(runs)
             print(f"After round {done} of {options.rounds}, medians:\n{table(facts)}\n", flush=True)
-            write(facts | {"runs": runs}, range(options.seed, options.seed + done), peer, options.results)
+            write(facts | {"runs": runs}, seeds[:done], peer, options.results)
 
 
 def write(facts: dict[str, Any], seeds: range, peer: Path, results: Path) -> None:
