@@ -21,6 +21,7 @@ from secateur.recipes import Perplexity, PruneRecipe
 ROOT = Path(__file__).parents[1]
 SAMPLES, LENGTH = 32, 512
 EVALUATION = Perplexity(sequence_length=1024, max_windows=32)
+ALL_ARTICLES = Perplexity(sequence_length=1024)
 
 
 def recipe(method: str, samples: int = SAMPLES, length: int = LENGTH, seed: int = 0) -> PruneRecipe:
@@ -42,13 +43,14 @@ def token_ids(folder: Path, seed: int = 0) -> Tensor:
     return calibration_set(_tokens(folder, "calibration"), calibration).tokens
 
 
-def perplexity(folder: Path, dataset: str = "wikitext2-sample") -> float:
-    """Perplexity on the evaluation text of `dataset`, measured by Secateur, whoever wrote the model."""
+def perplexity(folder: Path, dataset: str = "wikitext2-sample", wanted: Perplexity | None = None) -> float:
+    """Perplexity on the evaluation text of `dataset`, measured by Secateur, whoever wrote the model; over the windows of
+    EVALUATION if none are `wanted`."""
     headers = read_model(folder)
     with Checkpoint(folder, headers) as source, no_grad():
         model = StreamedModel(source, family_of(headers), DTYPES["bfloat16"], best_device())
         return measure(
-            model, evaluation_set(_tokens(folder, "evaluation", dataset), EVALUATION).tokens, lambda _: None
+            model, evaluation_set(_tokens(folder, "evaluation", dataset), wanted or EVALUATION).tokens, lambda _: None
         ).perplexity
 
 
@@ -61,4 +63,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "tokens":
         print(json.dumps(token_ids(Path(sys.argv[2]), seed=int(sys.argv[3])).tolist()))
     else:
-        print(json.dumps([perplexity(Path(folder)) for folder in sys.argv[2:]]))
+        print(json.dumps([perplexity(Path(folder), wanted=ALL_ARTICLES) for folder in sys.argv[2:]]))
